@@ -1,0 +1,121 @@
+"""`rheostat bench engine`: tokens per second of the local engine over transformers' `generate`.
+
+Same weights, dtype, rows, prompts, strategy (temperature 1, nothing truncated) and token budgets; EOS is ignored
+on both sides, so that both write the same number of tokens.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+import transformers
+
+from rheostat.console import Console
+from rheostat.decoding.strategy import Strategy
+from rheostat.engines import models
+from rheostat.engines.base import Request
+from rheostat.engines.local import LocalEngine
+from rheostat.types import Prompt
+
+_ROWS, _TOKENS = 64, 128
+_PREFIX_TOKENS = 300
+_SENTENCE = "The dial of a rheostat sets how much current flows, from a faint glow to full light. "
+
+
+class _Budgets(transformers.StoppingCriteria):
+    """Ends row i of `generate` after its own number of tokens."""
+
+    def __init__(self, prompt_tokens: int, budgets: list[int]) -> None:
+        self.ends = torch.tensor(budgets) + prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        return torch.full((len(input_ids),), input_ids.shape[1]) >= self.ends
+
+
+def bench_engine(model: str, repeats: int, console: Console) -> dict[str, object]:
+    """Both cases, ``repeats`` times in turn; the medians, their ranges, and the median ratios."""
+    path = models.locate(model)
+    engine = LocalEngine(path, name=model)
+    engine.vocabulary.eos_ids = frozenset()
+    dtype = getattr(torch, engine.info.dtype)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+    peer = peer.to(engine.device).eval()
+    peer.generation_config.eos_token_id = None
+
+    uniform = [f"{index:02d} bottles of water stand on the table." for index in range(_ROWS)]
+    prefix = engine.tokenizer.decode(engine.tokenizer(_SENTENCE * 40)["input_ids"][:_PREFIX_TOKENS])
+    questions = [f" Question {index}:" + " why" * (3 * index) + "?" for index in range(8)]
+    cases = {
+        f"uniform {_ROWS}": ([Prompt(text, text) for text in uniform], 1, [_TOKENS] * _ROWS),
+        "shared prefix 8x8": (
+            [Prompt(text, prefix + text) for text in questions],
+            8,
+            [8 + (37 * index) % (_TOKENS - 8) for index in range(64)],
+        ),
+    }
+    rows, ratios = [], {}
+    for case, (prompts, samples, budgets) in cases.items():
+        sides: dict[str, Callable[[], int]] = {
+            "local": lambda p=prompts, s=samples, b=budgets: _local(engine, p, s, b),  # type: ignore[misc]
+            "generate": lambda p=prompts, s=samples, b=budgets: _generate(peer, engine, p, s, b),  # type: ignore[misc]
+        }
+        rates: dict[str, list[float]] = {side: [] for side in sides}
+        with console.progress(f"{case} rows", 2 * repeats, "") as bar:
+            for repeat in range(repeats):
+                for side, run in sides.items():
+                    start = time.perf_counter()
+                    tokens = run()
+                    rates[side].append(tokens / (time.perf_counter() - start))
+                    bar(2 * repeat + (side == "generate") + 1, 2 * repeats, 0)
+        for side, values in rates.items():
+            rows.append(
+                {
+                    "case": f"{case}: {side}",
+                    "value": round(statistics.median(values), 2),
+                    "unit": "tokens/s",
+                    "low": round(min(values), 2),
+                    "high": round(max(values), 2),
+                }
+            )
+        pairs = [ours / peers for ours, peers in zip(rates["local"], rates["generate"], strict=True)]
+        ratios[f"{case}: local/generate"] = round(statistics.median(pairs), 3)
+    return {
+        "bench": "engine",
+        "machine": {"cpu": platform.machine(), "device": engine.info.device, "threads": engine.info.threads},
+        "versions": {name: version(name) for name in ("rheostat", "torch", "transformers")},
+        "settings": {"model": model, "dtype": engine.info.dtype, "repeats": repeats},
+        "rows": rows,
+        "ratios": ratios,
+    }
+
+
+def _local(engine: LocalEngine, prompts: list[Prompt], samples: int, budgets: list[int]) -> int:
+    """Generate with the local engine; the prefixes of earlier repetitions are forgotten."""
+    engine.forget_prefixes()
+    pairs = [(prompt, sample) for prompt in prompts for sample in range(samples)]
+    requests = [Request(p, Strategy(), s, 0, budget) for (p, s), budget in zip(pairs, budgets, strict=True)]
+    return sum(len(completion.token_ids) for completion in engine.generate(requests))
+
+
+@torch.inference_mode()
+def _generate(
+    peer: transformers.PreTrainedModel, engine: LocalEngine, prompts: list[Prompt], samples: int, budgets: list[int]
+) -> int:
+    """Generate with transformers; a row counts the tokens of its own budget."""
+    tokenizer = engine.tokenizer
+    inputs = tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True, padding_side="left")
+    peer.generate(
+        **inputs.to(engine.device),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=samples,
+        max_new_tokens=max(budgets),
+        pad_token_id=tokenizer.pad_token_id,
+        stopping_criteria=transformers.StoppingCriteriaList([_Budgets(inputs["input_ids"].shape[1], budgets)]),
+    )
+    return sum(budgets)

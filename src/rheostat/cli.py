@@ -1,0 +1,343 @@
+"""The `rheostat` command: verbs, their options, and errors as one line.
+
+Exit codes: 0 done; 1 interrupted; 2 something the user can put right, said in one line on stderr.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
+
+from rheostat import __version__
+from rheostat.config import RunConfig, build, read_toml
+from rheostat.console import Console
+from rheostat.errors import AdapterError, ConfigError, RheostatError
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+Arguments = TypeVar("Arguments", bound=BaseModel)
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class _RunArguments(RunConfig):
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+    def run_config(self) -> RunConfig:
+        """The part that shapes the numbers."""
+        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+
+
+class Demo(_RunArguments):
+    """Train adapters with and without budget on a small real model, judge them on held-out problems, and write
+    results.json, report.html and the adapter. A run that was interrupted continues when it is started again."""
+
+    out: Path = Field(Path("runs/demo"), description="folder for everything that the run writes")
+
+
+class TrainSequence(_RunArguments):
+    """Train a sequence-level adapter: one strategy per prompt, from its embedding and the parallel budget."""
+
+    out: Path = Field(Path("runs/sequence"), description="folder for rollouts, training history and adapter")
+    with_budget: bool = Field(True, description="let the policy see the parallel budget")
+
+
+class Evaluate(_RunArguments):
+    """Judge adapters against every static strategy on the test split; the action space is the adapters' own."""
+
+    adapter: tuple[str, ...] = Field((), description="adapter folders or Hub ids; none: static strategies only")
+    out: Path = Field(Path("runs/evaluate"), description="folder for rollouts, results.json and report.html")
+
+
+class Generate(_Arguments):
+    """Complete a prompt under an adapter or a fixed strategy."""
+
+    prompt: tyro.conf.Positional[str] = Field(description="text to complete; - reads it from stdin")
+    model: str = Field("smollm2", description="base model: a name, a folder, or a Hub id")
+    adapter: str | None = Field(None, description="adapter folder or Hub id; it picks the strategy")
+    strategy: str | None = Field(None, description="a fixed strategy instead, like greedy or T=0.7,p=0.9 (default T=1)")
+    budget: int = Field(1, description="parallel budget B: how many completions")
+    max_tokens: int = Field(64, description="token budget b of each completion")
+    stop: tuple[str, ...] = Field((), description="strings that end a completion")
+    chat: Flag = Field(False, description="wrap the prompt in the model's chat template")
+    seed: int = Field(0, description="every draw is a function of it")
+
+
+class Models(_Arguments):
+    """List the models that need no hub, pull one into the cache, or print where it lies."""
+
+    action: tyro.conf.Positional[Literal["list", "pull", "path"]] = Field("list", description="what to do")
+    name: tyro.conf.Positional[str] = Field("", description="a name, a folder, or a Hub id")
+
+
+class Push(_Arguments):
+    """Push an adapter folder to the Hugging Face Hub."""
+
+    folder: tyro.conf.Positional[Path] = Field(description="adapter folder")
+    repo: tyro.conf.Positional[str] = Field(description="owner/name on the Hub")
+    private: Flag = Field(False, description="make a new repository private")
+
+
+class Bench(_Arguments):
+    """Measure against a peer in one interleaved run."""
+
+    name: tyro.conf.Positional[Literal["engine"]] = Field("engine", description="what to measure")
+    model: str = Field("smollm2", description="model to measure with")
+    repeats: int = Field(5, ge=1, description="interleaved repetitions; medians are reported")
+
+
+def _demo(arguments: Demo, console: Console) -> object:
+    from rheostat import verbs
+
+    results = verbs.demo(arguments.run_config(), arguments.out, console)
+    _show(results, arguments.out, console)
+    return results
+
+
+def _train_sequence(arguments: TrainSequence, console: Console) -> object:
+    from rheostat import verbs
+
+    summary = verbs.train_sequence(arguments.run_config(), arguments.out, console, arguments.with_budget)
+    console.say(
+        f"validation reward {summary['validation_reward']:.3f}, best single strategy "
+        f"{summary['validation_best_single_strategy']:.3f}; adapter in {summary['adapter']}"
+    )
+    return summary
+
+
+def _evaluate(arguments: Evaluate, console: Console) -> object:
+    from rheostat import verbs
+    from rheostat.adapters.files import load_adapter
+
+    engine = verbs.open_engine(arguments.model)
+    loaded = {name: load_adapter(name, base=verbs.base_of(engine.info)).adapter for name in arguments.adapter}
+    config = arguments.run_config()
+    for name, adapter in loaded.items():
+        first = next(iter(loaded.values()))
+        if (adapter.space, adapter.config.budgets) != (first.space, first.config.budgets):
+            raise AdapterError(f"{name}: it has other strategies or budgets than {next(iter(loaded))}; evaluate it alone")
+        config = build(
+            RunConfig,
+            config.model_dump()
+            | {
+                "strategies": tuple(map(str, adapter.space)),
+                "order": adapter.space.order,
+                "pooling": adapter.config.pooling,
+                "bandit": config.bandit.model_dump() | {"budgets": adapter.config.budgets},
+            },
+            name,
+        )
+    results = verbs.evaluate(config, arguments.out, console, loaded, engine)
+    _show(results, arguments.out, console)
+    return results
+
+
+def _show(results: dict[str, Any], out: Path, console: Console) -> None:
+    from rheostat.reports.page import sentence
+    from rheostat.reports.terminal import summary_table
+
+    console.rich.print(summary_table(results))
+    console.say(sentence(results))
+    console.say(f"{out / 'results.json'}, {out / 'report.html'}")
+
+
+def _generate(arguments: Generate, console: Console) -> object:
+    from rheostat.generate import generate
+
+    del console
+    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    result = generate(
+        text,
+        model=arguments.model,
+        adapter=arguments.adapter,
+        strategy=arguments.strategy,
+        budget=arguments.budget,
+        max_tokens=arguments.max_tokens,
+        stop=arguments.stop,
+        chat=arguments.chat,
+        seed=arguments.seed,
+    )
+    if not arguments.json_output:
+        if result["probabilities"]:
+            shares = ", ".join(f"{name} {share:.2f}" for name, share in result["probabilities"].items())
+            print(f"# strategy {result['strategy']} (of {shares})")
+        for completion in result["completions"]:
+            print(completion["text"].strip("\n"))
+    return result
+
+
+def _models(arguments: Models, console: Console) -> object:
+    from rheostat.engines import models
+
+    if arguments.action == "list":
+        known = models.known_models()
+        table = Table("name", "size", "licence", "cached", "what it is")
+        for model in known:
+            cached = str(model.path) if model.path else "no"
+            table.add_row(model.name, f"{model.bytes / 1e9:.1f} GB", model.licence, cached, model.description)
+        if not arguments.json_output:
+            console.rich.print(table)
+            console.say("Any Hugging Face Hub id or local folder works as well.")
+        return [{"name": m.name, "bytes": m.bytes, "licence": m.licence, "path": str(m.path or "")} for m in known]
+    if not arguments.name:
+        raise ConfigError(f"models {arguments.action}: name a model, as 'rheostat models list' shows them")
+    folder = models.pull(arguments.name) if arguments.action == "pull" else models.path(arguments.name)
+    if not arguments.json_output:
+        print(folder)
+    return {"name": arguments.name, "path": str(folder)}
+
+
+def _push(arguments: Push, console: Console) -> object:
+    from rheostat.adapters.files import push_adapter
+
+    url = push_adapter(arguments.folder, arguments.repo, private=arguments.private)
+    console.say(f"pushed to {url}")
+    return {"url": url}
+
+
+def _bench(arguments: Bench, console: Console) -> object:
+    from rheostat.bench.engine import bench_engine
+
+    result = bench_engine(arguments.model, arguments.repeats, console)
+    if not arguments.json_output:
+        for name, ratio in result["ratios"].items():
+            print(f"{name}: {ratio:.2f}")
+    return result
+
+
+VERBS: dict[str, tuple[type[BaseModel], Callable[..., object]]] = {
+    "demo": (Demo, _demo),
+    "train sequence": (TrainSequence, _train_sequence),
+    "evaluate": (Evaluate, _evaluate),
+    "generate": (Generate, _generate),
+    "models": (Models, _models),
+    "push": (Push, _push),
+    "bench": (Bench, _bench),
+}
+
+
+def usage() -> str:
+    """The overview that `rheostat --help` prints."""
+    lines = [f"  {name:<16} {' '.join((verb.__doc__ or '').split())}" for name, (verb, _) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: rheostat VERB [options]",
+            "",
+            "Learns how to sample from a frozen language model.",
+            "",
+            *lines,
+            "",
+            "'rheostat VERB --help' lists a verb's options. All verbs take --config FILE.toml (fields as the options,",
+            "nested ones as tables; options win), --json, and --debug for a traceback.",
+        ]
+    )
+
+
+def _split_verb(words: list[str]) -> tuple[str, list[str]]:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in VERBS:
+            return name, words[length:]
+    given = words[0] if words else ""
+    if given == "train":
+        raise ConfigError("train: say what to train: 'rheostat train sequence'")
+    raise ConfigError(f"unknown verb {given!r}: use one of {', '.join(VERBS)} ('rheostat --help' explains them)")
+
+
+def _take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of ``--option VALUE`` or ``--option=VALUE``, and the words without it."""
+    for index, word in enumerate(words):
+        if word == option:
+            if index + 1 == len(words):
+                raise ConfigError(f"{option}: name a file")
+            return words[index + 1], words[:index] + words[index + 2 :]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2], words[:index] + words[index + 1 :]
+    return None, words
+
+
+def parse(name: str, words: list[str]) -> BaseModel:
+    """A verb's arguments from ``--config`` and the options after it, which win.
+
+    Raises:
+        ConfigError: anything wrong with them, in one line.
+    """
+    verb = VERBS[name][0]
+    config, words = _take_option(words, "--config")
+    fields = build(verb, read_toml(Path(config)), f"--config {config}") if config is not None else None
+    said, asked = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(asked):
+            return tyro.cli(
+                verb,
+                args=words,
+                prog=f"rheostat {name}",
+                default=fields if fields is not None else tyro.MISSING_NONPROP,
+                config=(tyro.conf.EnumChoicesFromValues,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            print(asked.getvalue(), end="")
+            raise
+        raise ConfigError(_one_line(said.getvalue(), name)) from None
+
+
+def _one_line(box: str, verb: str) -> str:
+    """What tyro says in a box, as a line: the text between its first and its second rule."""
+    parts = re.split(r"^ *-{8,} *$", box, flags=re.MULTILINE)
+    message = " ".join((parts[1] if len(parts) > 1 else box).split())
+    return f"{message.removeprefix('Error parsing ')} ('rheostat {verb} --help' lists the options)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    console = Console()
+    # The Rust tokenizers warn about forks of ours that never use them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if words[:1] == ["--version"]:
+            print(f"rheostat {__version__}")
+            return 0
+        if not words or words[0] in ("-h", "--help"):
+            print(usage())
+            return 0
+        name, rest = _split_verb(words)
+        arguments = parse(name, rest)
+        result = VERBS[name][1](arguments, console)
+        if getattr(arguments, "json_output", False):
+            print(json.dumps(result, indent=1))
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        console.say("interrupted: what was finished is stored, the same command continues it")
+        return 1
+    except RheostatError as error:
+        if debug:
+            raise
+        console.say(f"error: {' '.join(str(error).split())}")
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

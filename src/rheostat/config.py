@@ -1,0 +1,98 @@
+"""One resolved, frozen configuration of a run; field descriptions are the command line's help."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rheostat.decoding.spaces import strategies_named
+from rheostat.decoding.strategy import ActionSpace, Order
+from rheostat.engines.base import Pooling
+from rheostat.errors import ConfigError, RheostatError
+from rheostat.training.bandit import BanditConfig, Estimator
+
+
+class Splits(BaseModel):
+    """A whole number for each split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: int = Field(ge=1, description="for learning")
+    validation: int = Field(ge=2, description="for choosing")
+    test: int = Field(ge=2, description="for the final judgement")
+
+
+class RunConfig(BaseModel):
+    """Everything that shapes the numbers of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    task: str = Field("demo", description="demo (a mixture of small arithmetic), or one of its members")
+    strategies: tuple[str, ...] = Field(
+        ("table13",), description="action space: a table of the paper, or strategies like greedy T=0.75,k=10"
+    )
+    order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
+    pooling: Pooling = Field(Pooling.LAST, description="prompt embedding: the last token's state, or the mean")
+    problems: Splits = Field(Splits(train=720, validation=300, test=600), description="problems of each split")
+    samples: Splits = Field(
+        Splits(train=8, validation=16, test=16), description="completions per problem and strategy"
+    )
+    bandit: BanditConfig = Field(BanditConfig(), description="training of the adapter")
+    commit: bool = Field(True, description="evaluate the most probable action instead of drawing one")
+    seed: int = Field(0, description="every draw and every initial weight is a function of it")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        most = max(self.bandit.budgets)
+        if self.bandit.estimator is Estimator.FULL_INFORMATION and self.samples.train < most:
+            raise ValueError(f"samples.train must be at least the largest budget, {most}")
+        if self.samples.validation < most:
+            raise ValueError(f"samples.validation must be at least the largest budget, {most}")
+        if self.samples.test < 2 * most:
+            raise ValueError(f"samples.test must be at least twice the largest budget, {2 * most}")
+        if len(self.space) < 2:
+            raise ValueError("strategies: a policy needs at least two to choose from")
+        return self
+
+    @property
+    def space(self) -> ActionSpace:
+        return ActionSpace(strategies_named(self.strategies), self.order)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        ConfigError: it is not there or not TOML; names the file and the line.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config {path}: {error}") from error
+
+
+def build(model: type[Model], fields: dict[str, Any], source: str) -> Model:
+    """``model`` from plain fields, with pydantic's complaints as one line that names the field.
+
+    Raises:
+        ConfigError: an unknown field or a value outside its range.
+    """
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(model.model_fields)
+            what = f"unknown key; the keys at the top are {known}" if "." not in where else "unknown key"
+        raise ConfigError(f"{source}: {where + ': ' if where else ''}{what}") from error
+    except RheostatError as error:
+        raise ConfigError(f"{source}: {error}") from error

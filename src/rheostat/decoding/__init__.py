@@ -1,0 +1,1 @@
+"""What an action is: strategies, action spaces, exact transforms and draws, the policy protocols."""

@@ -1,0 +1,108 @@
+"""What an engine asks a policy, and what it gets back. Adapters and baselines stand behind the same protocols."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rheostat.decoding.strategy import ActionSpace, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """K parameter sets as columns: temperature ≥ 0 (0 greedy), top_k (0 off), top_p (1 off), min_p (0 off)."""
+
+    temperature_K: Float[Tensor, " K"]
+    top_k_K: Int[Tensor, " K"]
+    top_p_K: Float[Tensor, " K"]
+    min_p_K: Float[Tensor, " K"]
+
+    @classmethod
+    def of(cls, strategies: Sequence[Strategy], device: torch.device | str = "cpu") -> Self:
+        """The columns of ``strategies``, in their order, in float64."""
+        return cls(
+            torch.tensor([s.temperature for s in strategies], dtype=torch.float64, device=device),
+            torch.tensor([s.top_k or 0 for s in strategies], dtype=torch.int64, device=device),
+            torch.tensor([s.top_p or 1.0 for s in strategies], dtype=torch.float64, device=device),
+            torch.tensor([s.min_p or 0.0 for s in strategies], dtype=torch.float64, device=device),
+        )
+
+    def __getitem__(self, index: Tensor) -> Self:
+        """The parameter sets at ``index`` (positions or a mask)."""
+        return type(self)(
+            self.temperature_K[index], self.top_k_K[index], self.top_p_K[index], self.min_p_K[index]
+        )
+
+    def __len__(self) -> int:
+        return len(self.temperature_K)
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """What a token policy sees at one step, for S active sequences standing on B ≤ S distinct rows.
+
+    Sequences of one prompt that have written the same tokens so far share a row, because the frozen model
+    gives them the same distribution: ``hidden_BH[row_S]`` and ``logits_BV[row_S]`` are theirs.
+
+    Attributes:
+        hidden_BH: the last hidden state after the final norm, of each row.
+        logits_BV: untempered logits, float32.
+        row_S: each sequence's row.
+        request_S: each sequence's position among the requests of the call.
+        t_S: tokens written so far; the remaining budget is ``budget_S - t_S`` (paper, section 2.3).
+        budget_S: each sequence's token budget b.
+        streams_S: each sequence's random stream (``rheostat.seeding``).
+    """
+
+    hidden_BH: Float[Tensor, "B H"]
+    logits_BV: Float[Tensor, "B V"]
+    row_S: Int[Tensor, " S"]
+    request_S: Int[Tensor, " S"]
+    t_S: Int[Tensor, " S"]
+    budget_S: Int[Tensor, " S"]
+    streams_S: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How each of S sequences samples its next token: sequence s uses parameter set ``choice_S[s]``."""
+
+    parameters: SamplingParameters
+    choice_S: Int[Tensor, " S"]
+
+
+class TokenPolicy(Protocol):
+    """Picks sampling parameters at every step, for every active sequence."""
+
+    def decide(self, state: StepState) -> Decision: ...
+
+
+class SequencePolicy(Protocol):
+    """Picks one strategy per prompt, from its embedding and the parallel budget B (paper, section 2.2)."""
+
+    @property
+    def space(self) -> ActionSpace: ...
+
+    def probabilities(
+        self, embedding_PH: Float[Tensor, "P H"], budget_P: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P A"]:
+        """π(a | x) of each prompt; rows sum to one."""
+        ...
+
+
+class FixedStrategies:
+    """The token policy of requests that carry their own strategy: ``strategies[i]`` is request i's, at every step."""
+
+    def __init__(self, strategies: Sequence[Strategy], device: torch.device | str = "cpu") -> None:
+        table = list(dict.fromkeys(strategies))
+        position = {strategy: index for index, strategy in enumerate(table)}
+        self._parameters = SamplingParameters.of(table, device)
+        self._choice_N = torch.tensor([position[s] for s in strategies], dtype=torch.int64, device=device)
+
+    def decide(self, state: StepState) -> Decision:
+        return Decision(self._parameters, self._choice_N[state.request_S])

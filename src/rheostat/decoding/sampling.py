@@ -1,0 +1,130 @@
+"""Draw one token per sequence by inverse CDF, in vocabulary order, without sorting the vocabulary.
+
+Greedy sequences take the argmax. Untruncated ones walk a two-level sum over blocks of the vocabulary.
+Truncated ones look at the largest few logits only, and fall back to the sorted reference where these do not
+settle the support. Sequences that share a row and a parameter set share the distribution.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rheostat.decoding.policy import Decision, SamplingParameters
+from rheostat.decoding.strategy import Order
+from rheostat.decoding.transforms import sort_descending, support_size
+
+_BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
+_CANDIDATES = 256  # largest logits looked at where top-p or min-p cuts
+_CHUNK = 64  # distributions held at once: 64 rows of 50,000 float32 are 13 MB
+
+
+def draw(
+    logits_BV: Float[Tensor, "B V"],
+    row_S: Int[Tensor, " S"],
+    decision: Decision,
+    uniform_S: Float[Tensor, " S"],
+    order: Order,
+) -> Int[Tensor, " S"]:
+    """The next token of each sequence.
+
+    Args:
+        logits_BV: untempered logits of the B rows.
+        row_S: the row that each sequence stands on.
+        decision: each sequence's sampling parameters.
+        uniform_S: one uniform in [0, 1) per sequence, float64.
+        order: the order in which the truncations apply.
+
+    Returns:
+        The smallest token whose cumulative probability in vocabulary order exceeds the uniform; for greedy
+        sequences the argmax (the lowest index among ties).
+    """
+    sets = len(decision.parameters)
+    pair_D, pair_S = torch.unique(row_S * sets + decision.choice_S, return_inverse=True)
+    row_D, parameters = pair_D // sets, decision.parameters[pair_D % sets]
+    greedy_D = parameters.temperature_K == 0
+    truncated_D = (parameters.top_k_K > 0) | (parameters.top_p_K < 1) | (parameters.min_p_K > 0)
+
+    token_S = torch.empty_like(row_S)
+    greedy_S = greedy_D[pair_S]
+    if greedy_S.any():
+        token_S[greedy_S] = logits_BV.argmax(-1)[row_S[greedy_S]]
+    for kind_D, draw_kind in ((~greedy_D & ~truncated_D, _draw_plain), (~greedy_D & truncated_D, _draw_truncated)):
+        if not kind_D.any():
+            continue
+        members_D = kind_D.nonzero().squeeze(1)
+        for chunk_D in torch.split(members_D, _CHUNK):
+            # unique() sorts the pairs, so each chunk is a contiguous range among the pairs of its kind
+            inside_S = kind_D[pair_S] & (pair_S >= chunk_D[0]) & (pair_S <= chunk_D[-1])
+            local_S = torch.searchsorted(chunk_D, pair_S[inside_S])
+            token_S[inside_S] = draw_kind(
+                logits_BV[row_D[chunk_D]], parameters[chunk_D], local_S, uniform_S[inside_S], order
+            )
+    return token_S
+
+
+def _first_above(cdf_SK: Float[Tensor, "S K"], target_S: Float[Tensor, " S"], weight_SK: Tensor) -> Tensor:
+    """The first position whose cumulative weight exceeds the target, never one without weight."""
+    last_S = weight_SK.shape[1] - 1 - (weight_SK.flip(1) > 0).int().argmax(1)
+    return torch.minimum((cdf_SK <= target_S[:, None]).sum(1), last_S)
+
+
+def _draw_plain(
+    logits_DV: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
+) -> Tensor:
+    """Temperature only: find the block by its sum, then the token inside the block."""
+    del order  # nothing to order
+    # The maximum goes first and T stays a float32 above zero, so that the smallest T cannot give inf - inf or 0 / 0.
+    logits_DV = logits_DV.float()
+    temperature_D = parameters.temperature_K.float().clamp(min=torch.finfo(torch.float32).tiny)
+    weight_DV = ((logits_DV - logits_DV.amax(-1, keepdim=True)) / temperature_D[:, None]).exp()
+    weight_DV = torch.nn.functional.pad(weight_DV, (0, -weight_DV.shape[1] % _BLOCK))
+    weight_DNK = weight_DV.view(len(weight_DV), -1, _BLOCK)
+    block_DN = weight_DNK.sum(-1).double()
+    cdf_DN = block_DN.cumsum(-1)
+    target_S = uniform_S * cdf_DN[pair_S, -1]
+    block_S = _first_above(cdf_DN[pair_S], target_S, block_DN[pair_S])
+    inside_SK = weight_DNK[pair_S, block_S].double()
+    before_S = cdf_DN[pair_S, block_S] - block_DN[pair_S, block_S]
+    return block_S * _BLOCK + _first_above(inside_SK.cumsum(-1), target_S - before_S, inside_SK)
+
+
+def _draw_truncated(
+    logits_DV: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
+) -> Tensor:
+    """Settle the support from the largest logits, then draw among these."""
+    vocabulary = logits_DV.shape[1]
+    # A set with top-k needs little more than k candidates, whatever else cuts.
+    most_k = int(parameters.top_k_K.max()) if bool((parameters.top_k_K > 0).all()) else _CANDIDATES
+    needed = min(vocabulary, most_k + 16)
+    top_DK, index_DK = logits_DV.topk(needed, dim=-1)
+    # Ties in the order of `sort_descending`: sort by index, then stably by value.
+    index_DK = index_DK.sort(dim=-1).values
+    top_DK, position_DK = sort_descending(logits_DV.gather(1, index_DK).double())
+    index_DK = index_DK.gather(1, position_DK)
+    log_total_D = (logits_DV.double() / parameters.temperature_K[:, None]).logsumexp(-1)
+    size_D, known_D = support_size(top_DK, log_total_D, parameters, order, complete=needed == vocabulary)
+    token_S = _draw_among(top_DK, index_DK, size_D, parameters, pair_S, uniform_S)
+    if not known_D.all():
+        again_S = ~known_D[pair_S]
+        open_D = (~known_D).nonzero().squeeze(1)
+        top_DV, index_DV = sort_descending(logits_DV[open_D].double())
+        size_D, _ = support_size(top_DV, log_total_D[open_D], parameters[open_D], order, complete=True)
+        local_S = torch.searchsorted(open_D, pair_S[again_S])
+        token_S[again_S] = _draw_among(top_DV, index_DV, size_D, parameters[open_D], local_S, uniform_S[again_S])
+    return token_S
+
+
+def _draw_among(
+    top_DK: Tensor, index_DK: Tensor, size_D: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor
+) -> Tensor:
+    """Inverse CDF in vocabulary order over the ``size_D`` largest logits of each distribution."""
+    width = int(size_D.max())
+    top_DK, index_DK = top_DK[:, :width], index_DK[:, :width]
+    scaled_DK = top_DK / parameters.temperature_K[:, None]
+    weight_DK = (scaled_DK - scaled_DK[:, :1]).exp()
+    weight_DK = weight_DK * (torch.arange(width, device=top_DK.device) < size_D[:, None])
+    index_DK, position_DK = index_DK.sort(-1)
+    weight_DK = weight_DK.gather(1, position_DK)
+    cdf_SK = weight_DK.cumsum(-1)[pair_S]
+    chosen_S = _first_above(cdf_SK, uniform_S * cdf_SK[:, -1], weight_DK[pair_S])
+    return index_DK[pair_S].gather(1, chosen_S[:, None]).squeeze(1)

@@ -1,0 +1,194 @@
+"""The fake engine: a tiny language model whose distribution is known exactly, for tutorials and tests.
+
+It needs no weights. Its "model" is a function of the prompt and the tokens so far; its completions run through
+the same loop as everyone else's, and :meth:`FakeEngine.distribution` enumerates what that loop samples from.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri
+from torch import Tensor
+
+from rheostat.decoding.policy import SamplingParameters, TokenPolicy
+from rheostat.decoding.strategy import Order, Strategy
+from rheostat.decoding.transforms import transform
+from rheostat.engines.base import EngineInfo, Pooling, Request
+from rheostat.engines.decode import decode, ending_tokens
+from rheostat.errors import ConfigError, ModelError
+from rheostat.seeding import Purpose, derive_seed, uniforms
+from rheostat.types import Completion, Prompt
+
+EOS = "<eos>"
+
+# What the fake model computes from the prompt's text and the tokens written so far.
+Table = Callable[[str, tuple[int, ...]], ArrayLike]
+
+
+class FakeEngine:
+    """A deterministic engine over a small vocabulary. A prompt's "tokens" are its characters.
+
+    Args:
+        vocabulary: the text of each token; ``<eos>`` is among them once, and no part of any completion.
+        logits: V untempered logits for a prompt and the ids of the tokens so far. It must accept every
+            prefix: the loop may step on rows that have ended. By default hashed from both, so that every
+            prompt has its own fixed distribution.
+        features: the hidden state for a prompt and the tokens so far, of ``hidden_size`` numbers. By default a
+            Gaussian vector hashed from both.
+        hidden_size: length of the hidden state.
+        context_length: characters of the prompt plus tokens that fit.
+        seed: what the two defaults are hashed with.
+        name: how users call the model. The fingerprint knows functions by their names only, so give different
+            models different names.
+
+    Raises:
+        ConfigError: a vocabulary without ``<eos>``, or a function whose result has the wrong length.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str] = (EOS, *"0123456789", " "),
+        logits: Table | None = None,
+        features: Table | None = None,
+        hidden_size: int = 16,
+        context_length: int = 4096,
+        seed: int = 0,
+        name: str = "fake",
+    ) -> None:
+        if vocabulary.count(EOS) != 1:
+            raise ConfigError(f"vocabulary of {name!r}: list {EOS!r} once, got {list(vocabulary)}")
+        self.vocabulary = _FakeVocabulary(tuple(vocabulary))
+        self._logits = logits or (lambda text, tokens: 2 * _gaussian(len(vocabulary), seed, "logits", text, tokens))
+        self._features = features or (lambda text, tokens: _gaussian(hidden_size, seed, "features", text, tokens))
+        functions = [
+            None if f is None else getattr(f, "__qualname__", type(f).__qualname__) for f in (logits, features)
+        ]
+        definition = json.dumps([name, list(vocabulary), functions, hidden_size, seed])
+        self.info = EngineInfo(
+            kind="fake",
+            model=name,
+            fingerprint=hashlib.sha256(definition.encode()).hexdigest()[:32],
+            hidden_size=hidden_size,
+            context_length=context_length,
+            dtype="float32",
+            device="cpu",
+            threads=1,
+        )
+
+    def logits(self, text: str, tokens: Sequence[int] = ()) -> Float[Tensor, " V"]:
+        """The untempered logits after ``tokens``, as the loop sees them (float32)."""
+        return _vector(self._logits(text, tuple(tokens)), len(self.vocabulary.texts), "logits")
+
+    def features(self, text: str, tokens: Sequence[int] = ()) -> Float[Tensor, " H"]:
+        """The hidden state after ``tokens``, float32."""
+        return _vector(self._features(text, tuple(tokens)), self.info.hidden_size, "features")
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling = Pooling.LAST) -> Float[Tensor, "P H"]:
+        """See :meth:`rheostat.engines.base.Engine.embed`; the mean is taken over the prompt's characters."""
+        result_PH = torch.empty(len(prompts), self.info.hidden_size)
+        for row, prompt in enumerate(prompts):
+            self._check(prompt, 0)
+            first = len(prompt.text) if pooling is Pooling.LAST else 1
+            ends = range(first, len(prompt.text) + 1)
+            result_PH[row] = torch.stack([self.features(prompt.text[:end]) for end in ends]).mean(0)
+        return result_PH
+
+    def generate(
+        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+    ) -> list[Completion]:
+        """See :meth:`rheostat.engines.base.Engine.generate`."""
+        if not requests:
+            return []
+        for request in requests:
+            self._check(request.prompt, request.max_tokens)
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(r.prompt.text for r in requests))}
+        rows = _FakeRows(self, list(row_of))
+        row_of_request = [row_of[request.prompt.text] for request in requests]
+        return decode(rows, self.vocabulary, requests, row_of_request, self._ending_tokens, order, policy)
+
+    def distribution(
+        self, prompt: Prompt, strategy: Strategy, max_tokens: int, order: Order = Order.VLLM
+    ) -> dict[str, float]:
+        """The probability of every completion text under one strategy, by enumeration (up to V^max_tokens)."""
+        ended: dict[str, float] = {}
+        alive: dict[tuple[int, ...], float] = {(): 1.0}
+        for t in range(max_tokens):
+            logits_BV = torch.stack([self.logits(prompt.text, tokens) for tokens in alive])
+            next_BV = transform(logits_BV, SamplingParameters.of([strategy] * len(alive)), order)
+            prefixes, alive = alive, {}
+            for (tokens, probability), next_V in zip(prefixes.items(), next_BV.tolist(), strict=True):
+                for token, share in enumerate(next_V):
+                    if share == 0:
+                        continue
+                    text = self.vocabulary.decode((*tokens, token))
+                    cuts = [text.index(stop) for stop in prompt.stop if stop in text]
+                    if cuts or token in self.vocabulary.eos_ids or t + 1 == max_tokens:
+                        text = text[: min(cuts, default=len(text))]
+                        ended[text] = ended.get(text, 0.0) + probability * share
+                    else:
+                        alive[(*tokens, token)] = probability * share
+            if not alive:
+                break
+        return ended
+
+    def _ending_tokens(self, stop: tuple[str, ...]) -> Tensor:
+        return ending_tokens(self.vocabulary, stop)
+
+    def _check(self, prompt: Prompt, budget: int) -> None:
+        if not prompt.text:
+            raise ModelError(f"prompt of problem {prompt.problem_id!r} is empty: give the model some text")
+        if len(prompt.text) + budget > self.info.context_length:
+            raise ModelError(
+                f"prompt of problem {prompt.problem_id!r} has {len(prompt.text)} characters and asks for {budget} "
+                f"tokens more, but the context of {self.info.model} holds {self.info.context_length}: "
+                "shorten it or lower max_tokens"
+            )
+
+
+class _FakeVocabulary:
+    """Token texts by themselves; a text is their concatenation without the end."""
+
+    def __init__(self, texts: tuple[str, ...]) -> None:
+        self.texts = texts
+        self.eos_ids = frozenset({texts.index(EOS)})
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self.texts[token] for token in token_ids if token not in self.eos_ids)
+
+
+class _FakeRows:
+    """The loop's rows: each a prompt's text and the tokens so far, looked up at every step."""
+
+    def __init__(self, engine: FakeEngine, texts: Sequence[str]) -> None:
+        self.engine = engine
+        self.rows: list[tuple[str, tuple[int, ...]]] = [(text, ()) for text in texts]
+
+    def begin(self) -> tuple[Tensor, Tensor]:
+        hidden_BH = torch.stack([self.engine.features(*row) for row in self.rows])
+        return hidden_BH, torch.stack([self.engine.logits(*row) for row in self.rows])
+
+    def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
+        parents = range(len(self.rows)) if parent_B is None else parent_B.tolist()
+        pairs = zip((self.rows[parent] for parent in parents), token_B.tolist(), strict=True)
+        self.rows = [(text, (*tokens, token)) for (text, tokens), token in pairs]
+        return self.begin()
+
+
+def _gaussian(size: int, *parts: str | int | tuple[int, ...]) -> NDArray[np.float64]:
+    """``size`` standard normal numbers hashed from ``parts``, the same with every version of every library."""
+    stream = derive_seed(*(str(part) if isinstance(part, tuple) else part for part in parts))
+    uniform = uniforms(np.full(size, stream, dtype=np.uint64), np.arange(size), Purpose.TOKEN)
+    normal: NDArray[np.float64] = ndtri(uniform + 2.0**-54)
+    return normal
+
+
+def _vector(values: ArrayLike, size: int, name: str) -> Tensor:
+    vector = torch.as_tensor(np.asarray(values, dtype=np.float32))
+    if vector.shape != (size,):
+        raise ConfigError(f"{name} of the fake engine must give {size} numbers, got shape {tuple(vector.shape)}")
+    return vector

@@ -1,0 +1,346 @@
+"""The local engine: transformers weights, our own decode loop."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rheostat.decoding.policy import TokenPolicy
+from rheostat.decoding.strategy import Order
+from rheostat.engines.attention import NAME, Prefix, RowCache, pack_linears
+from rheostat.engines.base import EngineInfo, Pooling, Request
+from rheostat.engines.decode import decode, ending_tokens
+from rheostat.errors import ModelError
+from rheostat.types import Completion, Prompt
+
+_CACHE_BYTES = 1 << 30  # keys and values of one batch
+_PREFILL_TOKENS = 4096  # tokens in one pass of the model
+_SCORE_BYTES = 256 << 20  # attention scores of one layer in one pass
+_PREFIXES = 8  # shared prefixes kept for later batches
+_PASS_TOKENS = 64  # prompt tokens whose prefill costs about as much as a pass of the model for one token per row
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if fast else torch.float32
+
+
+class LocalEngine:
+    """A frozen transformers model on one device.
+
+    Args:
+        path: folder with config, tokenizer and safetensors (``rheostat.engines.models.locate`` finds one).
+        name: how users call the model; stored with what it produces.
+        dtype: by default bfloat16 where the hardware multiplies it, else float32.
+        device: by default the first GPU, else the CPU.
+
+    Raises:
+        ModelError: the folder holds no usable causal language model, or one whose attention is not full.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or default_dtype(self.device)
+        self.model, self.tokenizer = _load(Path(path), dtype, self.device)
+        config = self.model.config.get_text_config()
+        self.info = EngineInfo(
+            kind="local",
+            model=name or str(path),
+            fingerprint=fingerprint(self.model, self.tokenizer),
+            hidden_size=config.hidden_size,
+            context_length=config.max_position_embeddings,
+            dtype=str(dtype).removeprefix("torch."),
+            device=self.device.type,
+            threads=torch.get_num_threads(),
+        )
+        self.vocabulary = _TokenizerVocabulary(self.model, self.tokenizer)
+        if self.device.type == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            pack_linears(self.model)
+        self._hidden_BLH = torch.empty(0)
+        self.model.base_model.register_forward_hook(self._keep_hidden)
+        self._heads = config.num_attention_heads
+        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self._endings: dict[tuple[str, ...], Tensor] = {}
+
+    def _keep_hidden(self, module: nn.Module, args: object, output: transformers.utils.ModelOutput) -> None:
+        self._hidden_BLH = output.last_hidden_state
+
+    def embed(self, prompts: Sequence[Prompt], pooling: Pooling = Pooling.LAST) -> Float[Tensor, "P H"]:
+        """See :meth:`rheostat.engines.base.Engine.embed`."""
+        tokens = self._tokenize(prompts, [0] * len(prompts))
+        result_PH = torch.empty(len(prompts), self.info.hidden_size)
+        for batch in self._batches(tokens, [1] * len(prompts), [0] * len(prompts)):
+            rows = _LocalRows(self, [tokens[index] for index in batch])
+            result_PH[batch] = rows.embed(pooling).float().cpu()
+        return result_PH
+
+    def generate(
+        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+    ) -> list[Completion]:
+        """See :meth:`rheostat.engines.base.Engine.generate`."""
+        of_prompt: dict[Prompt, list[int]] = {}
+        for index, request in enumerate(requests):
+            of_prompt.setdefault(request.prompt, []).append(index)
+        prompts = list(of_prompt)
+        budgets = [max(requests[index].max_tokens for index in of_prompt[prompt]) for prompt in prompts]
+        tokens = self._tokenize(prompts, budgets)
+        results: dict[int, Completion] = {}
+        for batch in self._batches(tokens, [len(of_prompt[prompt]) for prompt in prompts], budgets):
+            members = [(row, index) for row, p in enumerate(batch) for index in of_prompt[prompts[p]]]
+            completions = decode(
+                _LocalRows(self, [tokens[p] for p in batch]),
+                self.vocabulary,
+                [requests[index] for _, index in members],
+                [row for row, _ in members],
+                self._ending_tokens,
+                order,
+                policy,
+            )
+            results.update(zip((index for _, index in members), completions, strict=True))
+        return [results[index] for index in range(len(requests))]
+
+    def chat_text(self, message: str) -> str:
+        """A user's message in the model's chat template, ready for the assistant's answer.
+
+        Raises:
+            ModelError: the tokenizer has no chat template.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ModelError(f"{self.info.model} has no chat template: give the prompt as plain text")
+        turns = [{"role": "user", "content": message}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def _ending_tokens(self, stop: tuple[str, ...]) -> Tensor:
+        if stop not in self._endings:
+            self._endings[stop] = ending_tokens(self.vocabulary, stop)
+        return self._endings[stop]
+
+    def _tokenize(self, prompts: Sequence[Prompt], budgets: Sequence[int]) -> list[list[int]]:
+        if not prompts:
+            return []
+        tokens: list[list[int]] = self.tokenizer([prompt.text for prompt in prompts])["input_ids"]
+        for prompt, ids, budget in zip(prompts, tokens, budgets, strict=True):
+            if not ids:
+                raise ModelError(f"prompt of problem {prompt.problem_id!r} is empty: give the model some text")
+            if len(ids) + budget > self.info.context_length:
+                raise ModelError(
+                    f"prompt of problem {prompt.problem_id!r} has {len(ids)} tokens and asks for {budget} more, but "
+                    f"the context of {self.info.model} holds {self.info.context_length}: shorten it or lower max_tokens"
+                )
+        return tokens
+
+    def _batches(
+        self, tokens: Sequence[list[int]], samples: Sequence[int], budgets: Sequence[int]
+    ) -> Iterator[list[int]]:
+        """Prompts that run together: neighbours in token order, so that they share a prefix, within the memory.
+
+        A prompt joins unless the cache could outgrow its bound, or shortening the batch's shared prefix would cost
+        more than the passes of the model that a batch of its own takes.
+        """
+        batch: list[int] = []
+        shared, size = 0, 0
+        for index in sorted(range(len(tokens)), key=lambda i: (tokens[i], i)):
+            common = min(shared, _common_prefix(tokens[batch[0]], tokens[index])) if batch else len(tokens[index])
+            cost = samples[index] * (len(tokens[index]) - common + budgets[index]) * self._bytes_per_token
+            extra_prefill = (len(batch) - 1) * shared - len(batch) * common
+            if batch and (extra_prefill > _PASS_TOKENS * budgets[index] or size + cost > _CACHE_BYTES):
+                yield batch
+                batch, common, size = [], len(tokens[index]), 0
+            batch.append(index)
+            shared, size = common, size + cost
+        if batch:
+            yield batch
+
+    @property
+    def _bytes_per_token(self) -> int:
+        config = self.model.config.get_text_config()
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        return 2 * int(config.num_hidden_layers * heads * head_dim) * self.model.dtype.itemsize
+
+    def prefix(self, tokens: tuple[int, ...]) -> Prefix:
+        """Keys and values of a shared prefix, computed once and kept for later batches."""
+        if tokens not in self._prefixes:
+            cache = RowCache(Prefix([], 0))
+            hidden_sum_BH = torch.zeros(1, self.info.hidden_size)
+            if tokens:
+                positions = torch.arange(len(tokens), device=self.device)[None]
+                ids = torch.tensor([tokens], device=self.device)
+                hidden_sum_BH = self.prefill(ids, positions, torch.zeros_like(ids), cache)
+            layers = [(k[0, :, : cache.length], v[0, :, : cache.length]) for k, v in cache.buffers]
+            self._prefixes[tokens] = Prefix(layers, len(tokens), hidden_sum_BH[0])
+            while len(self._prefixes) > _PREFIXES:
+                self._prefixes.popitem(last=False)
+        self._prefixes.move_to_end(tokens)
+        return self._prefixes[tokens]
+
+    def forget_prefixes(self) -> None:
+        """Drop the shared prefixes kept for later batches."""
+        self._prefixes.clear()
+
+    @torch.inference_mode()
+    def prefill(self, ids_BL: Tensor, position_BL: Tensor, padding_BL: Tensor, cache: RowCache) -> Tensor:
+        """Run prompt tokens through the model in passes of bounded memory; returns the sum of hidden states.
+
+        Tokens with ``padding_BL`` 1 are invisible and left out of the sum. The last pass's hidden states stay
+        in ``_hidden_BLH``.
+        """
+        rows, length = ids_BL.shape
+        scores = rows * self._heads * (cache.prefix.length + length) * 4
+        step = max(1, min(_PREFILL_TOKENS // rows, _SCORE_BYTES // scores))
+        hidden_sum_BH = torch.zeros(rows, self.info.hidden_size, device=self.device)
+        for start in range(0, length, step):
+            end = min(start + step, length)
+            causal_LC = torch.arange(end, device=self.device) > torch.arange(start, end, device=self.device)[:, None]
+            hidden_LC = causal_LC | padding_BL[:, None, None, :end].bool()
+            # a padding query sees itself, so that its softmax is defined
+            hidden_LC &= torch.arange(end, device=self.device) != torch.arange(start, end, device=self.device)[:, None]
+            mask = torch.zeros(hidden_LC.shape, device=self.device).masked_fill_(hidden_LC, -torch.inf)
+            self.model.base_model(
+                input_ids=ids_BL[:, start:end],
+                position_ids=position_BL[:, start:end],
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                rheostat_prefix=cache.prefix,
+            )
+            cache.step(end - start)
+            seen_BL = 1 - padding_BL[:, start:end]
+            hidden_sum_BH += (self._hidden_BLH.float() * seen_BL[..., None]).sum(1)
+        return hidden_sum_BH
+
+    @torch.inference_mode()
+    def step(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
+        """One token per row: hidden_BH after the final norm, and float32 logits_BV."""
+        output = self.model(
+            input_ids=token_B[:, None],
+            position_ids=position_B[:, None],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            rheostat_prefix=cache.prefix,
+        )
+        cache.step(1)
+        return self._hidden_BLH[:, -1], output.logits[:, -1].float()
+
+
+class _LocalRows:
+    """The rows of one batch: prompts that share a prefix, each with its own tokens, left-padded."""
+
+    def __init__(self, engine: LocalEngine, prompts: Sequence[list[int]]) -> None:
+        self.engine = engine
+        device = engine.device
+        shared = min(_common_prefix(prompts[0], ids) for ids in prompts)
+        shared = min(shared, min(map(len, prompts)) - 1)  # every row keeps a token of its own
+        self.lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+        own = max(map(len, prompts)) - shared
+        self.ids_BL = torch.tensor([[0] * (own - len(ids) + shared) + ids[shared:] for ids in prompts], device=device)
+        self.padding_BL = (torch.arange(own, device=device) < (own + shared - self.lengths)[:, None]).long()
+        self.cache = RowCache(engine.prefix(tuple(prompts[0][:shared])))
+        self.position_B = self.lengths
+
+    def _prefill(self, ids_BL: Tensor) -> Tensor:
+        start = self.lengths - self.padding_BL.shape[1]
+        position_BL = (start[:, None] + torch.arange(ids_BL.shape[1], device=ids_BL.device)).clamp(min=0)
+        return self.engine.prefill(ids_BL, position_BL, self.padding_BL[:, : ids_BL.shape[1]], self.cache)
+
+    def embed(self, pooling: Pooling) -> Tensor:
+        hidden_sum_BH = self._prefill(self.ids_BL)
+        if pooling is Pooling.LAST:
+            return self.engine._hidden_BLH[:, -1]
+        prefix_sum_H = self.cache.prefix.hidden_sum_H
+        assert prefix_sum_H is not None  # the engine's prefixes carry it
+        return (hidden_sum_BH + prefix_sum_H.to(hidden_sum_BH.device)) / self.lengths[:, None]
+
+    def begin(self) -> tuple[Tensor, Tensor]:
+        if self.ids_BL.shape[1] > 1:
+            self._prefill(self.ids_BL[:, :-1])
+        self.position_B = self.lengths - 1
+        return self._step(self.ids_BL[:, -1])
+
+    def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
+        if parent_B is not None:
+            self.cache.select(parent_B)
+            self.padding_BL, self.position_B = self.padding_BL[parent_B], self.position_B[parent_B]
+        self.position_B = self.position_B + 1
+        return self._step(token_B)
+
+    def _step(self, token_B: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.zeros(len(token_B), 1, 1, self.cache.length + 1, device=token_B.device)
+        own = self.padding_BL.shape[1]
+        mask[:, 0, 0, :own].masked_fill_(self.padding_BL[:, : mask.shape[-1]].bool(), -torch.inf)
+        return self.engine.step(token_B, self.position_B, mask, self.cache)
+
+
+class _TokenizerVocabulary:
+    """Text of tokens, through the model's tokenizer."""
+
+    def __init__(self, model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+        eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
+        eos = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
+        self.eos_ids = frozenset(int(token) for token in eos if token is not None)
+        self.tokenizer = tokenizer
+        size: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+        self.texts: list[str] = tokenizer.batch_decode([[index] for index in range(size)])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def _load(
+    path: Path, dtype: torch.dtype, device: torch.device
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """Model and tokenizer from a local folder, refusing what the engine cannot run exactly."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        text_config = config.get_text_config()
+        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise ModelError(f"{path}: the local engine runs full attention only, this model has {sorted(kinds)}")
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=NAME, local_files_only=True
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path}: no model that transformers can load ({reason})") from error
+    return model.to(device).eval().requires_grad_(False), tokenizer
+
+
+def fingerprint(model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+    """A hash of what an adapter depends on: config, vocabulary, final norm, and a sample of lm_head.
+
+    Weights are compared as bfloat16, so that the dtype a model is loaded in does not change its identity.
+    """
+    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
+    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+    digest = hashlib.sha256(json.dumps([getattr(config, name, None) for name in names]).encode())
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))).encode())
+    head_VH = model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
+    norms = [p for n, p in model.base_model.named_parameters() if p.ndim == 1 and ".layers." not in f".{n}"]  # type: ignore[union-attr,operator]
+    for tensor in (head_VH[:: max(1, len(head_VH) // 64)], *norms):
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,1 @@
+"""What a policy is worth: pass@k with intervals, paired against the best static strategy."""

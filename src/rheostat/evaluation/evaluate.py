@@ -1,0 +1,158 @@
+"""Policies against static strategies on the same problems and the same rollouts.
+
+A strategy is applied to all B samples of a prompt, so a policy's pass@k is Σ_a π(a|x, B=k)·pass@k(x, a),
+with the unbiased pass@k of each strategy over all its samples; MIXED is the same with a uniform π. What is
+chosen (BEST, the best single strategy) is chosen on validation.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rheostat.decoding.policy import SequencePolicy
+from rheostat.errors import ConfigError
+from rheostat.rollouts.sweep import Sweep
+from rheostat.statistics import mean_interval, paired_difference
+
+Values = dict[int | str, Float[NDArray[np.float64], " P"]]
+"""A policy's value on each problem, at each budget k and for their average ("mean")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One number of the results: a policy's pass@k with its 95 % interval, clustered by problem."""
+
+    policy: str
+    kind: str
+    k: int | str
+    estimate: float
+    low: float
+    high: float
+    n_problems: int
+    n_samples: int
+    chosen: str | None = None
+    member: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Policy − baseline at k over the same problems, with its 95 % interval."""
+
+    policy: str
+    baseline: str
+    baseline_strategy: str | None
+    k: int | str
+    estimate: float
+    low: float
+    high: float
+    n_problems: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that evaluation finds out; lists of plain values."""
+
+    rows: list[Row]
+    by_member: list[Row]
+    differences: list[Difference]
+    choices: list[dict[str, object]]
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def _with_mean(values: Values) -> Values:
+    return values | {"mean": np.mean([values[k] for k in values], axis=0)}
+
+
+def compare(
+    validation: Sweep,
+    test: Sweep,
+    adapters: Mapping[str, SequencePolicy],
+    embedding_PH: Float[Tensor, "P H"],
+    budgets: Sequence[int],
+    commit: bool,
+) -> Comparison:
+    """Evaluate ``adapters`` and every static strategy on the test problems.
+
+    Args:
+        validation: chooses BEST at each k, and the best single strategy by its mean over the budgets.
+        test: judges; at least 2 · max(budgets) samples per cell make its pass@k steady.
+        adapters: policies by the name that results show.
+        embedding_PH: of the test problems.
+        budgets: the values of k.
+        commit: adapters take their most probable action, instead of drawing one.
+
+    Raises:
+        ConfigError: an adapter chooses from other strategies than were swept.
+    """
+    space = test.space
+    static = {k: test.pass_at(k) for k in budgets}
+    on_validation = {k: validation.pass_at(k).mean(0) for k in budgets}
+    single = int(np.mean([on_validation[k] for k in budgets], axis=0).argmax())
+    chosen = {k: int(on_validation[k].argmax()) for k in budgets}
+    names = [str(strategy) for strategy in space]
+
+    values: dict[tuple[str, str], Values] = {}
+    choices: list[dict[str, object]] = []
+    members = list(dict.fromkeys(problem.member for problem in test.problems))
+    of_member = {m: np.array([problem.member == m for problem in test.problems]) for m in members}
+    for name, policy in adapters.items():
+        if policy.space != space:
+            raise ConfigError(f"{name}: it chooses from other strategies than were measured; evaluate it on its own")
+        own: Values = {}
+        for k in budgets:
+            pi_PA = policy.probabilities(embedding_PH, torch.full((len(test.problems),), k)).double().numpy()
+            if commit:
+                pi_PA = np.eye(len(space))[pi_PA.argmax(1)]
+            own[k] = (pi_PA * static[k]).sum(1)
+            if name == next(iter(adapters)):
+                choices += [
+                    {"member": m, "budget": k, "probability": [round(float(p), 6) for p in pi_PA[of_member[m]].mean(0)]}
+                    for m in members
+                ]
+        values[name, "adapter"] = _with_mean(own)
+    values["BEST", "best"] = _with_mean({k: static[k][:, chosen[k]] for k in budgets})
+    values["best single strategy", "best"] = _with_mean({k: static[k][:, single] for k in budgets})
+    values["MIXED", "mixed"] = _with_mean({k: static[k].mean(1) for k in budgets})
+    for index, name in enumerate(names):
+        values[name, "static"] = _with_mean({k: static[k][:, index] for k in budgets})
+
+    def choice_of(policy: str, k: int | str) -> str | None:
+        if policy == "best single strategy":
+            return names[single]
+        return names[chosen[k]] if policy == "BEST" and isinstance(k, int) else None
+
+    def row(policy: str, kind: str, k: int | str, values_P: NDArray[np.float64], member: str | None = None) -> Row:
+        interval = mean_interval(values_P, bounds=(0.0, 1.0))
+        samples = test.rewards_PAS.shape[2]
+        return Row(policy, kind, k, *_numbers(interval), interval.n, samples, choice_of(policy, k), member)
+
+    differences = [
+        Difference(name, baseline, choice_of(baseline, k), k, *_numbers(interval), interval.n)
+        for name in adapters
+        for baseline, kind in (("best single strategy", "best"), ("BEST", "best"), ("MIXED", "mixed"))
+        for k in [*budgets, "mean"]
+        for interval in [paired_difference(values[name, "adapter"][k], values[baseline, kind][k])]
+    ]
+    return Comparison(
+        rows=[row(name, kind, k, own[k]) for (name, kind), own in values.items() for k in own],
+        by_member=[
+            row(name, kind, k, own[k][of_member[m]], m)
+            for m in members
+            for (name, kind), own in values.items()
+            for k in own
+        ],
+        differences=differences,
+        choices=choices,
+    )
+
+
+def _numbers(interval: object) -> tuple[float, float, float]:
+    """Estimate, low, high, rounded to what can matter: a millionth."""
+    return tuple(round(float(getattr(interval, name)), 6) for name in ("estimate", "low", "high"))  # type: ignore[return-value]

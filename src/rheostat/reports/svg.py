@@ -1,0 +1,97 @@
+"""From a matplotlib figure to an inline ``<svg>`` that serves light and dark pages: its colours are CSS variables.
+
+A figure is drawn in stand-in colours, which ``to_svg`` swaps for the variables of the page. Text stays text, in the
+page's font.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+# name of the CSS variable: (on a light page, on a dark page)
+THEME = {
+    "paper": ("#fcfcfa", "#15171b"),
+    "ink": ("#1d2026", "#e7e6e1"),
+    "muted": ("#676b73", "#a2a6ae"),
+    "faint": ("#a3a7ad", "#6d727b"),
+    "rule": ("#dddcd6", "#32363d"),
+    "accent": ("#0b63a8", "#6bb3f0"),
+    "second": ("#b4571a", "#f0a06a"),
+}
+_SEQUENCE = {  # from greedy to hot; blue to red over pale blue and yellow, told apart by lightness and by hue
+    "light": ("#2b4a8b", "#4f86c6", "#93bfdd", "#f0c24f", "#e8823a", "#a92c2c"),
+    "dark": ("#4a6fc4", "#6aa3e0", "#a9d0ea", "#f3cd6b", "#ee9152", "#cf4a43"),
+}
+RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rheostat",  # the same results, the same file
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "font.size": 12.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+}
+
+
+def strategy_colours(size: int) -> list[tuple[str, str]]:
+    """``size`` colours for strategies ordered from greedy to hot, each for a light and for a dark page."""
+    return [(_blend(_SEQUENCE["light"], index, size), _blend(_SEQUENCE["dark"], index, size)) for index in range(size)]
+
+
+def _blend(anchors: Sequence[str], index: int, size: int) -> str:
+    place = index * (len(anchors) - 1) / max(size - 1, 1)
+    start = min(int(place), len(anchors) - 2)
+    rest = place - start
+    ends = [[int(anchor[i : i + 2], 16) for i in (1, 3, 5)] for anchor in anchors[start : start + 2]]
+    return "#" + "".join(f"{round((1 - rest) * a + rest * b):02x}" for a, b in zip(*ends, strict=True))
+
+
+_STAND_INS = {name: f"#0101{index:02x}" for index, name in enumerate(THEME, start=1)}  # swapped for the variables
+
+
+def colour(name: str) -> str:
+    """The stand-in of a variable of ``THEME``, or of ``s0``, ``s1``, … for the strategies."""
+    return _STAND_INS[name] if name in _STAND_INS else f"#0102{int(name.removeprefix('s')):02x}"
+
+
+def to_svg(figure: Figure, name: str, label: str) -> Markup:
+    """The figure as one element without scripts, metadata, namespaces or fixed colours; ids start with ``name``."""
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure)
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    body = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = body.replace("xlink:href", "href")
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
+    variables = {stand_in: variable for variable, stand_in in _STAND_INS.items()}
+    body = re.sub(r"#0101[0-9a-f]{2}", lambda m: f"var(--{variables[m[0]]})", body)
+    body = re.sub(r"#0102([0-9a-f]{2})", lambda m: f"var(--s{int(m[1], 16)})", body)
+    width, height = (size[1], size[2]) if size else ("760", "400")
+    opening = (
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" aria-label="{escape(label)}">'
+    )
+    return Markup(opening + body.strip() + "</svg>")  # matplotlib escapes every text it writes
+
+
+def new_figure(width: int, height: float) -> Figure:
+    """A figure in CSS pixels."""
+    return Figure(figsize=(width / 72, height / 72))
+
+
+def quiet(axes: Any, grid: str = "y") -> None:
+    """Thin rules, no frame, muted tick labels."""
+    for side in axes.spines.values():
+        side.set_color(colour("rule"))
+    axes.tick_params(length=0, pad=5, colors=colour("muted"), labelsize=11)
+    if grid:
+        axes.grid(axis=grid, color=colour("rule"), linewidth=0.8)
+    axes.set_axisbelow(True)

@@ -1,0 +1,231 @@
+"""Sample and judge what is asked for, reuse what is stored, and lose at most the batch under way."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Protocol
+
+from rheostat.decoding.strategy import Order
+from rheostat.engines.base import Engine, EngineInfo, Request
+from rheostat.errors import ConfigError, RheostatError, StoreError
+from rheostat.rollouts.store import Rollout, RolloutStore
+from rheostat.tasks.base import Task
+from rheostat.types import Completion, Problem, Verdict
+
+BATCH_SIZE = 768
+"""About how many requests are generated in one call and stored in one shard: large enough to keep an engine busy to
+the end of the batch, small enough that an interruption repeats minutes, not hours."""
+
+MISSING_VERDICTS_LIMIT = 0.05
+"""The largest share of a collection's rollouts that may lack a verdict."""
+
+_KEY_VERSION = 1  # part of every key: change it whenever the fields that a key hashes change
+
+
+class Progress(Protocol):
+    """What :func:`collect` calls after each batch."""
+
+    def __call__(self, done_requests: int, total: int, generated_tokens: int) -> None:
+        """``done_requests`` of ``total`` are answered, stored ones included; ``generated_tokens`` counts the tokens
+        that this collection has generated so far, stored ones excluded, so that a rate is the engine's own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One distinct rollout to be had: its key, the request to generate it with, and the problem it answers."""
+
+    key: str
+    request: Request
+    problem: Problem
+
+
+def rollout_key(info: EngineInfo, order: Order, request: Request) -> str:
+    """The content hash (32 hexadecimal digits) of everything that shapes a completion, and of nothing else.
+
+    These are the base model's fingerprint; the engine's kind, dtype, device and threads; the order of the transforms;
+    the prompt's text, stop strings and problem; the strategy's exact numbers; sample, seed and token budget. The
+    model's name and path do not count: the same weights under another name give the same rollouts.
+    """
+    strategy = request.strategy
+    parts = [
+        _KEY_VERSION,
+        [info.fingerprint, info.kind, info.dtype, info.device, info.threads],
+        order.value,
+        [request.prompt.problem_id, request.prompt.text, *request.prompt.stop],
+        [strategy.temperature, strategy.top_k, strategy.top_p, strategy.min_p],
+        [request.sample, request.seed, request.max_tokens],
+    ]
+    return _digest(json.dumps(parts))
+
+
+def collect(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    requests: Sequence[Request],
+    store: RolloutStore,
+    order: Order = Order.VLLM,
+    progress: Progress | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> list[Rollout]:
+    """The rollouts of ``requests``, taken from the store where they are there, else generated, judged and stored.
+
+    The requests are composed into batches by :func:`compose`, from the whole list and never from what happens to be
+    stored, so that an interrupted collection that is started again generates exactly the batches that an undisturbed
+    one would have. A batch is stored in one step before the next begins; interrupting (Ctrl-C, SIGKILL) loses only
+    the batch under way. Where a part of a batch is stored, from another list of requests, only the rest is generated.
+
+    Greedy decoding has one outcome, whatever the sample: a greedy request with ``sample`` above 0 stands for the
+    same request with sample 0, which is generated once and returned for each (its ``sample`` is 0). A request that
+    stands in the list twice is generated once, too.
+
+    A verifier that raises an exception gives no verdict: ``correct`` is None and ``detail`` holds the exception's
+    type and message.
+
+    Args:
+        engine: samples under each request's own strategy.
+        task: judges.
+        problems: those that the requests ask for, by ``prompt.problem_id``; more do no harm.
+        requests: what is wanted.
+        store: open, reused and extended.
+        order: the order of the transforms.
+        progress: called after each batch.
+        batch_size: about how many requests to generate at a time.
+
+    Returns:
+        One rollout per request, in their order.
+
+    Raises:
+        ConfigError: a request for a problem that is not given, or a batch size below one.
+        StoreError: the disk refuses, or the store holds the same completions judged by another task.
+        RheostatError: more than 5 % of the distinct rollouts have no verdict. The batch that passed the limit is not
+            stored, so that it is judged anew when the verifier works again.
+        ModelError: the engine's.
+    """
+    items = _items(engine.info, order, problems, requests)
+    distinct = list({item.key: item for item in items}.values())
+    weights = Counter(item.key for item in items)
+    found: dict[str, Rollout] = {}
+    unjudged: list[Rollout] = []
+    done = generated_tokens = 0
+    for batch in compose(distinct, batch_size):
+        stored = store.find(item.key for item in batch)
+        _check_task(batch, stored, store)
+        unjudged += [rollout for rollout in stored.values() if rollout.correct is None]
+        _check_verdicts(unjudged, len(distinct), "they are stored; use another folder to sample them anew")
+        missing = [item for item in batch if item.key not in stored]
+        fresh = _generate(engine, task, missing, order) if missing else []
+        unjudged += [rollout for rollout in fresh if rollout.correct is None]
+        _check_verdicts(unjudged, len(distinct), "repair what the verifier needs and run again")
+        if fresh:
+            store.append(fresh, provenance={"engine": json.dumps(engine.info.to_dict())})
+        found |= stored | {rollout.key: rollout for rollout in fresh}
+        done += sum(weights[item.key] for item in batch)
+        generated_tokens += sum(rollout.tokens for rollout in fresh)
+        if progress is not None:
+            progress(done, len(items), generated_tokens)
+    return [found[item.key] for item in items]
+
+
+def compose(items: Sequence[_Item], batch_size: int) -> list[list[_Item]]:
+    """Batches of at most ``batch_size`` items, a function of the list alone.
+
+    Prompts follow each other as they first appear; all items of one prompt share a batch (a prompt with more than
+    ``batch_size`` items is a batch of its own), and a batch ends where the problem's ``member`` changes, since the
+    prompts of one member share their few-shot prefix.
+
+    Raises:
+        ConfigError: a batch size below one.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    prompts: dict[object, list[_Item]] = {}
+    for item in items:
+        prompts.setdefault(item.request.prompt, []).append(item)
+    batches: list[list[_Item]] = []
+    for _, group in groupby(prompts.values(), key=lambda rows: rows[0].problem.member):
+        batches.append([])
+        for rows in group:
+            if batches[-1] and len(batches[-1]) + len(rows) > batch_size:
+                batches.append([])
+            batches[-1] += rows
+    return batches
+
+
+def _items(info: EngineInfo, order: Order, problems: Sequence[Problem], requests: Sequence[Request]) -> list[_Item]:
+    by_id = {problem.id: problem for problem in problems}
+    items = []
+    for request in requests:
+        problem = by_id.get(request.prompt.problem_id)
+        if problem is None:
+            raise ConfigError(
+                f"a request asks for problem {request.prompt.problem_id!r}, which is not among the problems"
+            )
+        if request.strategy.is_greedy and request.sample != 0:
+            request = replace(request, sample=0)
+        items.append(_Item(rollout_key(info, order, request), request, problem))
+    return items
+
+
+def _generate(engine: Engine, task: Task, items: Sequence[_Item], order: Order) -> list[Rollout]:
+    """One rollout per item, generated in one call; they share the identifier of this composition."""
+    completions = engine.generate([item.request for item in items], order=order)
+    batch = _digest("\n".join(item.key for item in items))
+    rollouts = []
+    for item, completion in zip(items, completions, strict=True):
+        verdict = _verify(task, item.problem, completion)
+        rollouts.append(
+            Rollout(
+                key=item.key,
+                problem_id=item.problem.id,
+                task=item.problem.task,
+                member=item.problem.member,
+                strategy=str(item.request.strategy),
+                order=order.value,
+                sample=item.request.sample,
+                seed=item.request.seed,
+                max_tokens=item.request.max_tokens,
+                text=completion.text,
+                tokens=len(completion.token_ids),
+                finish_reason=completion.finish_reason,
+                correct=verdict.correct,
+                detail=verdict.detail,
+                batch=batch,
+            )
+        )
+    return rollouts
+
+
+def _verify(task: Task, problem: Problem, completion: Completion) -> Verdict:
+    try:
+        return task.verify(problem, completion)
+    except Exception as error:  # whatever a verifier trips over, it must not cost the batch
+        message = f"{type(error).__name__}: {error}".encode(errors="replace").decode()  # it may quote broken text
+        return Verdict(None, message)
+
+
+def _check_task(batch: Sequence[_Item], stored: Mapping[str, Rollout], store: RolloutStore) -> None:
+    """A verdict belongs to the task that gave it, which the key does not name."""
+    for item in batch:
+        if item.key in stored and stored[item.key].task != item.problem.task:
+            raise StoreError(
+                f"{store.folder} holds completions of problem {item.problem.id} judged by the task "
+                f"{stored[item.key].task!r}, not {item.problem.task!r}; use another folder"
+            )
+
+
+def _check_verdicts(unjudged: Sequence[Rollout], total: int, advice: str) -> None:
+    if len(unjudged) > MISSING_VERDICTS_LIMIT * total:
+        first = unjudged[0]
+        raise RheostatError(
+            f"{len(unjudged)} of {total} rollouts have no verdict (at most {MISSING_VERDICTS_LIMIT:.0%} may lack one); "
+            f"the first, problem {first.problem_id}: {first.detail}; {advice}"
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

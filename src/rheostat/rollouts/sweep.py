@@ -1,0 +1,82 @@
+"""Every strategy on every problem, several times: the reward tensor that training and evaluation read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from rheostat.decoding.strategy import ActionSpace
+from rheostat.engines.base import Engine, Request
+from rheostat.rollouts.collect import Progress, collect
+from rheostat.rollouts.store import Rollout, RolloutStore
+from rheostat.statistics import pass_at_k
+from rheostat.tasks.base import Task
+from rheostat.types import FinishReason, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Rewards of A strategies on P problems with S samples each.
+
+    Attributes:
+        rewards_PAS: 1 right, 0 wrong, NaN without a verdict. Greedy decoding always gives the same completion,
+            so its one sample is repeated.
+        sampled: how many completions were sampled, greedy ones once.
+        tokens: how many tokens these hold.
+        truncated: how many of these ended at the token budget.
+        missing: how many of these have no verdict.
+    """
+
+    problems: tuple[Problem, ...]
+    space: ActionSpace
+    rewards_PAS: Float[NDArray[np.float32], "P A S"]
+    sampled: int
+    tokens: int
+    truncated: int
+    missing: int
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem], space: ActionSpace, samples: int, rollouts: Sequence[Rollout]) -> Self:
+        """From rollouts in the order problem, strategy, sample."""
+        verdicts = [np.nan if rollout.correct is None else float(rollout.correct) for rollout in rollouts]
+        own = list({rollout.key: rollout for rollout in rollouts}.values())
+        return cls(
+            tuple(problems),
+            space,
+            np.array(verdicts, dtype=np.float32).reshape(len(problems), len(space), samples),
+            len(own),
+            sum(rollout.tokens for rollout in own),
+            sum(rollout.finish_reason is FinishReason.LENGTH for rollout in own),
+            sum(rollout.correct is None for rollout in own),
+        )
+
+    def pass_at(self, k: int, missing_is: float = 0.0) -> Float[NDArray[np.float64], "P A"]:
+        """Unbiased pass@k of each problem and strategy; a missing verdict counts as ``missing_is``."""
+        rewards_PAS = np.nan_to_num(self.rewards_PAS, nan=missing_is)
+        return pass_at_k(rewards_PAS.sum(-1).astype(np.int64), self.rewards_PAS.shape[2], k)
+
+
+def sweep(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    space: ActionSpace,
+    samples: int,
+    seed: int,
+    store: RolloutStore,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Sample what the store lacks of ``samples`` completions per problem and strategy, and return the rewards."""
+    pairs = [
+        (problem, Request(task.prompt(problem), strategy, sample, seed, task.max_tokens))
+        for problem in problems
+        for strategy in space
+        for sample in range(samples)
+    ]
+    rollouts = collect(
+        engine, task, [p for p, _ in pairs], [r for _, r in pairs], store, order=space.order, progress=progress
+    )
+    return Sweep.of(problems, space, samples, rollouts)

@@ -1,0 +1,1 @@
+"""What is asked and how it is judged, together: problems by split, prompts, and verdicts."""

@@ -1,0 +1,80 @@
+"""The paper's tables, written out by hand."""
+
+from itertools import combinations
+
+import pytest
+
+from rheostat.decoding.spaces import GREEDY, NAMED_SPACES, candidate_grid, strategies_named
+from rheostat.decoding.strategy import Order
+from rheostat.errors import ConfigError
+
+OFF = None
+
+# (temperature, top_k, top_p, min_p), do_sample=false as temperature 0
+TABLES = {
+    "table11": [
+        (0.75, OFF, 0.9, 0.1),
+        (1.0, OFF, 0.9, OFF),
+        (1.25, 10, 0.9, OFF),
+        (1.0, 5, 0.9, OFF),
+        (1.25, 50, 0.9, OFF),
+        (1.25, OFF, OFF, OFF),
+    ],
+    "table12": [
+        (1.25, OFF, 0.95, 0.1),
+        (1.25, OFF, 0.95, 0.2),
+        (1.0, OFF, 0.95, 0.2),
+        (1.25, 50, 0.9, 0.1),
+        (1.25, 5, 0.9, OFF),
+        (0.75, 5, OFF, 0.1),
+    ],
+    "table13": [
+        (0.5, OFF, OFF, OFF),
+        (1.0, OFF, OFF, OFF),
+        (1.25, OFF, OFF, OFF),
+        (0.75, 10, OFF, OFF),
+        (0.75, 10, 0.95, 0.1),
+        (0.0, OFF, OFF, OFF),
+    ],
+    "table14": [(0.0, OFF, OFF, OFF), (0.5, OFF, OFF, OFF), (1.0, OFF, OFF, OFF), (1.25, OFF, OFF, OFF)],
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_11_to_14(name: str) -> None:
+    space = NAMED_SPACES[name]
+    assert [(s.temperature, s.top_k, s.top_p, s.min_p) for s in space] == TABLES[name]
+    assert space.order is Order.VLLM
+    assert strategies_named((name,)) == space.strategies
+
+
+def test_all_tables_are_named() -> None:
+    assert set(NAMED_SPACES) == set(TABLES)
+
+
+def test_candidate_grid_is_table_10() -> None:
+    grid = candidate_grid()
+    assert len(grid) == len(set(grid)) == len({str(s) for s in grid}) == 180
+    assert {s.temperature for s in grid} == {0.3, 0.5, 0.75, 1.0, 1.25}
+    assert {s.top_k for s in grid} == {5, 10, 50, None}
+    assert {s.top_p for s in grid} == {0.9, 0.95, None}
+    assert {s.min_p for s in grid} == {0.1, 0.2, None}
+    assert strategies_named(("grid",)) == grid
+
+
+def test_table_entries_come_from_the_grid_or_are_greedy() -> None:
+    grid = {*candidate_grid(), GREEDY}
+    for space in NAMED_SPACES.values():
+        assert set(space) <= grid
+    for left, right in combinations(NAMED_SPACES.values(), 2):
+        assert left != right
+
+
+def test_written_strategies() -> None:
+    assert [str(s) for s in strategies_named(("greedy", "T=0.5", "T=1,k=5"))] == ["greedy", "T=0.5", "T=1,k=5"]
+
+
+@pytest.mark.parametrize("names", [("table15",), ("T=1", "table11"), ("grid", "greedy")])
+def test_unknown_names(names: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"table11.*grid"):
+        strategies_named(names)
