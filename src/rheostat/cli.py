@@ -297,8 +297,12 @@ def parse(name: str, words: list[str]) -> BaseModel:
 def _one_line(box: str, verb: str) -> str:
     """What tyro says in a box, as a line: the text between its first and its second rule."""
     parts = re.split(r"^ *-{8,} *$", box, flags=re.MULTILINE)
-    message = " ".join((parts[1] if len(parts) > 1 else box).split())
-    return f"{message.removeprefix('Error parsing ')} ('rheostat {verb} --help' lists the options)"
+    message = " ".join((parts[1] if len(parts) > 1 else box).split()).removeprefix("Error parsing ")
+    pydantic = re.search(r"1 validation error for \w+ (.*?) ?(?:Value error, |Input should )(.*?) \[type=", message)
+    if pydantic:
+        where = f"{message.partition(':')[0]}.{pydantic[1]}: " if pydantic[1] else ""
+        message = where + ("should " if "Input should" in message else "") + pydantic[2]
+    return f"{message} ('rheostat {verb} --help' lists the options)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,8 @@ def pass_at_k(
     """
     correct, total = np.broadcast_arrays(np.asarray(correct), np.asarray(samples))
     if k < 1 or (total < k).any():
-        raise ValueError(f"pass@{k} needs 1 ≤ k ≤ samples, and there are {int(total.min(initial=k))} samples")
+        fewest = int(total.min()) if total.size else 0
+        raise ValueError(f"pass@{k} needs 1 ≤ k ≤ samples, and there are {fewest} samples")
     wrong = (total - correct).astype(np.float64)
     none_right = np.ones(correct.shape)
     for drawn in range(k):

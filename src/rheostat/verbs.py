@@ -102,27 +102,27 @@ class Run:
         strategies, most = self.config.space.strategies, max(self.config.bandit.budgets)
 
         def draw(problem_P: Tensor, action_PG: Tensor, budget_P: Tensor, epoch: int) -> Tensor:
-            cells = [
-                (row, group, problems[int(problem)], strategies[int(action_PG[row, group])], int(budget_P[row]))
-                for row, problem in enumerate(problem_P)
-                for group in range(action_PG.shape[1])
-            ]
-            requests = [
-                (row, group, Request(self.task.prompt(problem), strategy, number, self.config.seed, self.task.max_tokens))
-                for row, group, problem, strategy, budget in cells
-                for number in range(first := _ONLINE_FROM + (epoch * action_PG.shape[1] + group) * most, first + budget)
-            ]
+            asked, requests, cell_of = [], [], []
+            for row, index in enumerate(problem_P.tolist()):
+                prompt = self.task.prompt(problems[index])
+                asked.append(problems[index])
+                for group, action in enumerate(action_PG[row].tolist()):
+                    first = _ONLINE_FROM + (epoch * action_PG.shape[1] + group) * most
+                    for number in range(first, first + int(budget_P[row])):
+                        cell_of.append((row, group))
+                        strategy, seed = strategies[action], self.config.seed
+                        requests.append(Request(prompt, strategy, number, seed, self.task.max_tokens))
             rollouts = collect(
                 self.engine,
                 self.task,
-                [problem for _, _, problem, _, _ in cells],
-                [request for _, _, request in requests],
+                asked,
+                requests,
                 self.store,
                 order=self.config.order,
             )
             reward_PG = torch.zeros(action_PG.shape)
-            for (row, group, _), rollout in zip(requests, rollouts, strict=True):
-                reward_PG[row, group] = max(float(reward_PG[row, group]), float(rollout.correct or False))
+            for cell, rollout in zip(cell_of, rollouts, strict=True):
+                reward_PG[cell] = max(float(reward_PG[cell]), float(rollout.correct or False))
             return reward_PG
 
         return draw

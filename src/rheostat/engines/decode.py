@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rheostat.decoding.policy import FixedStrategies, StepState, TokenPolicy
+from rheostat.decoding.policy import StepState, TokenPolicy
 from rheostat.decoding.sampling import draw
 from rheostat.decoding.strategy import Order
 from rheostat.engines.base import Request
@@ -97,23 +97,24 @@ def decode(
     row_of_request: Sequence[int],
     endings: Callable[[tuple[str, ...]], Tensor],
     order: Order,
-    policy: TokenPolicy | None = None,
+    policy: TokenPolicy,
+    positions: Sequence[int],
 ) -> list[Completion]:
     """Complete ``requests``, where request i starts on prompt row ``row_of_request[i]``.
 
-    ``endings`` gives :func:`ending_tokens` of a stop tuple (engines keep it). One pass of the model per step;
-    Python touches only the sequences whose token may have ended them.
+    ``endings`` gives :func:`ending_tokens` of a stop tuple (engines keep it). The policy knows request i as
+    ``positions[i]``. One pass of the model per step; Python touches only the sequences whose token may have ended them.
     """
     sequences = [_Sequence(request, []) for request in requests]
     hidden_BH, logits_BV = rows.begin()
     device = logits_BV.device
-    policy = policy or FixedStrategies([request.strategy for request in requests], device)
     streams = np.array([request.stream for request in requests], dtype=np.uint64)
     budget_N = torch.tensor([request.max_tokens for request in requests])
     stops = list(dict.fromkeys(request.prompt.stop for request in requests))
     ends_KV = torch.stack([endings(stop) for stop in stops])
     stop_N = torch.tensor([stops.index(request.prompt.stop) for request in requests])
 
+    position_N = torch.tensor(positions, device=device)
     active_S = torch.arange(len(requests))
     row_S = torch.tensor(row_of_request)
     history: list[tuple[Tensor, Tensor]] = []  # (who, what) of every step; lists are filled when a text is due
@@ -123,7 +124,7 @@ def decode(
             hidden_BH,
             logits_BV,
             row_S.to(device),
-            active_S.to(device),
+            position_N[active_S],
             torch.full_like(active_S, t, device=device),
             budget_N[active_S].to(device),
             streams[active_S.numpy()],

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from rheostat.decoding.policy import SamplingParameters, TokenPolicy
+from rheostat.decoding.policy import FixedStrategies, SamplingParameters, TokenPolicy
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines.base import EngineInfo, Pooling, Request
@@ -109,7 +109,9 @@ class FakeEngine:
         row_of = {text: row for row, text in enumerate(dict.fromkeys(r.prompt.text for r in requests))}
         rows = _FakeRows(self, list(row_of))
         row_of_request = [row_of[request.prompt.text] for request in requests]
-        return decode(rows, self.vocabulary, requests, row_of_request, self._ending_tokens, order, policy)
+        policy = policy or FixedStrategies([request.strategy for request in requests])
+        positions = range(len(requests))
+        return decode(rows, self.vocabulary, requests, row_of_request, self._ending_tokens, order, policy, positions)
 
     def distribution(
         self, prompt: Prompt, strategy: Strategy, max_tokens: int, order: Order = Order.VLLM

@@ -11,7 +11,7 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rheostat.decoding.policy import TokenPolicy
+from rheostat.decoding.policy import FixedStrategies, TokenPolicy
 from rheostat.decoding.strategy import Order
 from rheostat.engines.attention import NAME, Prefix, RowCache, pack_linears
 from rheostat.engines.base import EngineInfo, Pooling, Request
@@ -99,6 +99,7 @@ class LocalEngine:
         prompts = list(of_prompt)
         budgets = [max(requests[index].max_tokens for index in of_prompt[prompt]) for prompt in prompts]
         tokens = self._tokenize(prompts, budgets)
+        policy = policy or FixedStrategies([request.strategy for request in requests], self.device)
         results: dict[int, Completion] = {}
         for batch in self._batches(tokens, [len(of_prompt[prompt]) for prompt in prompts], budgets):
             members = [(row, index) for row, p in enumerate(batch) for index in of_prompt[prompts[p]]]
@@ -110,6 +111,7 @@ class LocalEngine:
                 self._ending_tokens,
                 order,
                 policy,
+                [index for _, index in members],
             )
             results.update(zip((index for _, index in members), completions, strict=True))
         return [results[index] for index in range(len(requests))]
@@ -153,16 +155,18 @@ class LocalEngine:
         more than the passes of the model that a batch of its own takes.
         """
         batch: list[int] = []
-        shared, size = 0, 0
+        shared = rows = row_tokens = 0
         for index in sorted(range(len(tokens)), key=lambda i: (tokens[i], i)):
-            common = min(shared, _common_prefix(tokens[batch[0]], tokens[index])) if batch else len(tokens[index])
-            cost = samples[index] * (len(tokens[index]) - common + budgets[index]) * self._bytes_per_token
+            length, count = len(tokens[index]), samples[index]
+            common = min(shared, _common_prefix(tokens[batch[0]], tokens[index])) if batch else length
             extra_prefill = (len(batch) - 1) * shared - len(batch) * common
-            if batch and (extra_prefill > _PASS_TOKENS * budgets[index] or size + cost > _CACHE_BYTES):
+            own_tokens = row_tokens + count * (length + budgets[index]) - (rows + count) * common
+            is_large = own_tokens * self._bytes_per_token > _CACHE_BYTES
+            if batch and (extra_prefill > _PASS_TOKENS * budgets[index] or is_large):
                 yield batch
-                batch, common, size = [], len(tokens[index]), 0
+                batch, common, rows, row_tokens = [], length, 0, 0
             batch.append(index)
-            shared, size = common, size + cost
+            shared, rows, row_tokens = common, rows + count, row_tokens + count * (length + budgets[index])
         if batch:
             yield batch
 
@@ -317,7 +321,8 @@ def _load(
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         text_config = config.get_text_config()
-        kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"])
+        window = "sliding_attention" if getattr(text_config, "sliding_window", None) else "full_attention"
+        kinds = set(getattr(text_config, "layer_types", None) or [window])
         if kinds != {"full_attention"}:
             raise ModelError(f"{path}: the local engine runs full attention only, this model has {sorted(kinds)}")
         model = transformers.AutoModelForCausalLM.from_pretrained(

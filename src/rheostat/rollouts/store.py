@@ -14,14 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import duckdb
 from filelock import FileLock, Timeout
 
 from rheostat.errors import StoreError
 from rheostat.files import atomic_write, disk_error, make_folder, sync_folder
 from rheostat.rollouts.shards import SCHEMA, DamagedShardError, Rollout, Row, as_rows, decode, encode, read_table
+
+if TYPE_CHECKING:
+    import duckdb
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +151,7 @@ class RolloutStore:
             )
         return [found[key] for key in wanted]
 
-    def query(self, sql: str) -> duckdb.DuckDBPyRelation:
+    def query(self, sql: str) -> "duckdb.DuckDBPyRelation":
         """Ask all stored rollouts, as the table ``rollouts`` with the columns of :data:`SCHEMA`, in DuckDB's SQL.
 
         Example:
@@ -165,6 +167,8 @@ class RolloutStore:
         Raises:
             StoreError: the store is closed, or DuckDB does not understand the statement.
         """
+        import duckdb  # only here: it costs 50 ms of every start, and few commands ask
+
         self._check_open()
         if self._database is None:
             # Names in SQL mean tables, never the variables of whoever calls.
@@ -176,7 +180,7 @@ class RolloutStore:
         except duckdb.Error as error:
             raise StoreError(f"query on {self.folder}: {error}") from error
 
-    def _create_view(self, database: duckdb.DuckDBPyConnection) -> None:
+    def _create_view(self, database: "duckdb.DuckDBPyConnection") -> None:
         if self._shards:
             # read_parquet takes paths for patterns, in which a bracketed character stands for itself.
             paths = [re.sub(r"[*?\[]", r"[\g<0>]", str(shard.path)) for shard in self._shards]

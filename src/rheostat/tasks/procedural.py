@@ -111,12 +111,12 @@ class ProceduralTask:
 
 
 MEMBERS = {
-    "chain_sum": Member("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
-    "letter_counting": Member("letter_counting", {"min_words": 3, "max_words": 5}),
+    "binary_alternation": Member("binary_alternation", {"min_n": 4, "max_n": 10}),
     "count_bits": Member("count_bits", {"min_n": 1, "max_n": 511}),
     "gcd": Member("gcd", {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 50}),
-    "lcm": Member("lcm", {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 30}),
-    "number_sequence": Member("number_sequence", {"max_complexity": 1}),
+    "letter_counting": Member("letter_counting", {"min_words": 3, "max_words": 5}),
+    "needle_haystack": Member("needle_haystack", {"min_num_statements": 3, "max_num_statements": 6}),
+    "syllogism": Member("syllogism"),
 }
 """The demo's data sets: small arithmetic in which SmolLM2 is neither hopeless nor perfect."""
 

@@ -45,9 +45,9 @@ class BanditConfig(BaseModel):
 
     @field_validator("budgets")
     @classmethod
-    def _budgets_are_positive(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if not budgets or min(budgets) < 1:
-            raise ValueError("parallel budgets must be whole numbers of at least 1")
+    def _budgets_rise(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
+        if not budgets or min(budgets) < 1 or list(budgets) != sorted(set(budgets)):
+            raise ValueError("parallel budgets must be whole numbers of at least 1 in rising order")
         return budgets
 
 
@@ -172,7 +172,7 @@ def _one_epoch(
             loss = _online(adapter, train, config, problem_P, draw_rewards, epoch)
         if not torch.isfinite(loss):
             raise RheostatError(
-                f"training: the loss became {float(loss)} in epoch {epoch}; lower train.learning_rate "
+                f"training: the loss became {loss.item()} in epoch {epoch}; lower bandit.learning_rate "
                 f"(now {config.learning_rate:g})"
             )
         optimizer.zero_grad()

@@ -1,0 +1,128 @@
+"""The model card of an adapter, made from what was measured and nothing else."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from rheostat.adapters.sequence import SequenceConfig
+from rheostat.decoding.strategy import ActionSpace
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_OFF = "–"
+
+
+def model_card(
+    base_id: str,
+    config: SequenceConfig,
+    space: ActionSpace,
+    training: Mapping[str, object],
+    metrics: Mapping[str, object],
+) -> str:
+    """``README.md`` with the Hub's front matter.
+
+    Args:
+        base_id: the base model; a local path is left out of the front matter, which names Hub models only.
+        config: what the adapter reads.
+        space: what it chooses from.
+        training: shown as a table where a value is a number, a text or a list of these.
+        metrics: ``rows``, a list of mappings with policy, k, estimate, low, high and n_problems, becomes the table of
+            results; other numbers and texts are listed below it.
+    """
+    name = _cell(base_id)
+    reads = f"the {config.pooling} hidden state of the prompt"
+    if config.with_budget:
+        reads += f" and the parallel budget B (trained for B = {', '.join(map(str, config.budgets))})"
+    parts = [
+        _front_matter(base_id),
+        f"# Decoding adapter for {name}",
+        f"A sequence-level decoding adapter: it reads {reads}, and picks one of {len(space)} decoding strategies for "
+        f"the whole completion. The base model itself stays as it is. The method is that of *Learning Adaptive LLM "
+        "Decoding* (Su et al., 2026, arXiv:2603.09065), as implemented by Rheostat.",
+        "## Strategies",
+        _table(
+            ("#", "temperature", "top-k", "top-p", "min-p"),
+            [(i, "greedy" if s.is_greedy else s.temperature, s.top_k, s.top_p, s.min_p) for i, s in enumerate(space)],
+        ),
+        f"The transforms apply in the order of {space.order}.",
+        "## Results",
+        *_results(metrics),
+    ]
+    if shown := [(key, value) for key, value in training.items() if _is_plain(value)]:
+        parts += ["## Training", _table(("what", "value"), shown)]
+    parts += ["## How to use it", _usage(base_id)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(base_id: str) -> str:
+    lines = ["library_name: rheostat", "license: apache-2.0"]
+    if _HUB_NAME.fullmatch(base_id):
+        lines += [f"base_model: {json.dumps(base_id)}", "base_model_relation: adapter"]
+    tags = "".join(f"\n- {tag}" for tag in ("rheostat", "decoding", "sampling", "reinforcement-learning"))
+    return "\n".join(["---", *lines, f"tags:{tags}", "---"])
+
+
+def _results(metrics: Mapping[str, object]) -> list[str]:
+    rows = metrics.get("rows")
+    found = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list | tuple) else []
+    parts = []
+    if found:
+        parts.append(
+            _table(
+                ("policy", "k", "pass@k", "95 % interval", "problems"),
+                [
+                    (
+                        row.get("policy"),
+                        row.get("k"),
+                        _fraction(row.get("estimate")),
+                        f"{_fraction(row.get('low'))} to {_fraction(row.get('high'))}",
+                        row.get("n_problems"),
+                    )
+                    for row in found
+                ],
+            )
+        )
+    if others := [(key, value) for key, value in metrics.items() if key != "rows" and _is_plain(value)]:
+        parts.append(_table(("what", "value"), others))
+    return parts or ["No results were stored with this adapter."]
+
+
+def _usage(base_id: str) -> str:
+    model = json.dumps(base_id, ensure_ascii=False)
+    return f"""`DIR` is this folder, or its id on the Hub (`owner/name`).
+
+```sh
+rheostat generate "What is 12 * 7?" --model {model} --adapter DIR --budget 4
+```
+
+```python
+from rheostat.generate import generate
+
+result = generate("What is 12 * 7?", model={model}, adapter="DIR", budget=4)
+print(result["strategy"], [completion["text"] for completion in result["completions"]])
+```"""
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, str | int | float) for item in value)
+    return isinstance(value, str | int | float)
+
+
+def _fraction(value: object) -> str:
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return f"{value:.3f}" if is_number else _OFF
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """``value`` on one line that ends no cell of a table."""
+    if value is None:
+        return _OFF
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return " ".join(str(value).split()).replace("|", "\\|")

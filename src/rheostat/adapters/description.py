@@ -1,0 +1,179 @@
+"""``adapter.json``: its schema, how it is made from an adapter, and how it is read, with errors of one line."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Never
+
+import pydantic
+from pydantic import JsonValue
+
+from rheostat.adapters.sequence import SequenceConfig
+from rheostat.decoding.strategy import ActionSpace, Order, Strategy
+from rheostat.errors import AdapterError, ConfigError
+
+FORMAT_VERSION = 1
+KIND = "sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """The frozen model that an adapter was trained for; ``fingerprint`` is its engine's."""
+
+    id: str
+    revision: str | None
+    hidden_size: int
+    fingerprint: str
+
+    def __str__(self) -> str:
+        name = self.id if self.revision is None else f"{self.id}@{self.revision}"
+        return " ".join(name.split())  # errors are one line
+
+
+class _Schema(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Base(_Schema):
+    id: str
+    revision: str | None
+    hidden_size: int
+    fingerprint: str
+
+
+class _Features(_Schema):
+    """The fields of SequenceConfig but ``hidden_size`` (the base model's) and ``budgets``, each written once."""
+
+    with_budget: bool
+    width: int
+    budget_width: int
+    dropout: float
+    temperature: float
+    pooling: str
+
+
+class _Strategy(_Schema):
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+
+
+class _ActionSpace(_Schema):
+    order: Literal["vllm", "transformers"]
+    strategies: tuple[_Strategy, ...]
+
+
+class Description(_Schema):
+    """``adapter.json``. ``weights_sha256`` ties it to its ``adapter.safetensors``."""
+
+    format_version: int
+    kind: str
+    base_model: _Base
+    features: _Features
+    action_space: _ActionSpace
+    budgets: tuple[int, ...]
+    training: dict[str, JsonValue]
+    metrics: dict[str, JsonValue]
+    weights_sha256: str
+
+
+def describe(
+    path: Path,
+    config: SequenceConfig,
+    space: ActionSpace,
+    base: BaseModel,
+    training: Mapping[str, object],
+    metrics: Mapping[str, object],
+    weights_sha256: str,
+) -> Description:
+    """What goes into ``path``. Tuples become lists, and numbers that are not finite null.
+
+    Raises:
+        AdapterError: training or metrics hold what JSON cannot write.
+    """
+    features = asdict(config)
+    del features["hidden_size"], features["budgets"]
+    try:
+        return Description.model_validate(
+            {
+                "format_version": FORMAT_VERSION,
+                "kind": KIND,
+                "base_model": asdict(base),
+                "features": features,
+                "action_space": {
+                    "order": str(space.order),
+                    "strategies": tuple(strategy.to_dict() for strategy in space),
+                },
+                "budgets": config.budgets,
+                "training": _json_values(training),
+                "metrics": _json_values(metrics),
+                "weights_sha256": weights_sha256,
+            }
+        )
+    except pydantic.ValidationError as error:
+        _refuse(path, error)
+
+
+def read(path: Path, content: bytes) -> tuple[Description, SequenceConfig, ActionSpace]:
+    """The description in ``content``, and what its network is built from; ``path`` is named in errors.
+
+    Raises:
+        AdapterError: no JSON, another format version or kind, an unknown key, a missing or wrong field.
+    """
+    _check_format(path, content)
+    try:
+        description = Description.model_validate_json(content)
+        space = ActionSpace(
+            tuple(Strategy(**fields.model_dump()) for fields in description.action_space.strategies),
+            Order(description.action_space.order),
+        )
+        config = SequenceConfig(
+            hidden_size=description.base_model.hidden_size,
+            budgets=description.budgets,
+            **description.features.model_dump(),
+        )
+    except pydantic.ValidationError as error:
+        _refuse(path, error)
+    except ConfigError as error:
+        raise AdapterError(f"{path}: {error}") from error
+    return description, config, space
+
+
+def _check_format(path: Path, content: bytes) -> None:
+    """Format and kind come first: what another version or kind holds is not for this one to judge."""
+    try:
+        fields = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(fields, dict) or "format_version" not in fields or "kind" not in fields:
+        raise AdapterError(f"{path}: not the description of an adapter (it has no format_version and kind)")
+    version, kind = fields["format_version"], fields["kind"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise AdapterError(
+            f"{path}: format_version {version!r}: this Rheostat reads version {FORMAT_VERSION}; update Rheostat"
+        )
+    if kind != KIND:
+        raise AdapterError(f"{path}: kind {kind!r}: this Rheostat loads adapters of kind '{KIND}' only")
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _refuse(path: Path, error: pydantic.ValidationError) -> Never:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = " ".join(".".join(str(part) for part in first["loc"]).split())  # on one line, whatever the key
+    what = {"extra_forbidden": "unknown key", "missing": "is missing"}.get(first["type"], first["msg"])
+    raise AdapterError(f"{path}: {field}: {what}") from error
+
+
+def _json_values(value: object) -> object:
+    """Tuples as lists, and null for numbers that JSON cannot write; the schema judges the rest."""
+    if isinstance(value, Mapping):
+        return {key: _json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

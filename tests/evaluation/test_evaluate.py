@@ -1,0 +1,192 @@
+"""Two problems, two strategies, four samples: every number by hand.
+
+pass@1 of c right samples out of four is c/4; pass@2 is 0, 1/2, 5/6, 1, 1 for c = 0 … 4. BEST, chosen on validation, is
+greedy at k = 1 and warm at k = 2, and the best single strategy is greedy, where the test problems alone would have
+chosen warm throughout.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rheostat.decoding.strategy import ActionSpace, Order, Strategy
+from rheostat.errors import ConfigError
+from rheostat.evaluation.evaluate import Comparison, Row, compare
+from rheostat.rollouts.sweep import Sweep
+from rheostat.statistics import mean_interval, paired_difference
+from rheostat.types import Problem
+
+COLD, WARM = "T=0.5", "T=1"
+SPACE = ActionSpace((Strategy(0.5), Strategy(1.0)))
+BUDGETS = (1, 2)
+VALIDATION_RIGHT, TEST_RIGHT = [[4, 1], [2, 2]], [[2, 0], [1, 4]]  # right samples, by strategy and problem
+EMBEDDING_PH = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+# values of the two test problems
+STATIC = {COLD: {1: [1 / 2, 0], 2: [5 / 6, 0]}, WARM: {1: [1 / 4, 1], 2: [1 / 2, 1]}}
+DRAWN = {1: [0.75 / 2 + 0.25 / 4, 0.75], 2: [0.4 * 5 / 6 + 0.6 / 2, 0.1]}
+COMMITTED = {1: [1 / 2, 1], 2: [1 / 2, 0]}
+BEST = {1: STATIC[COLD][1], 2: STATIC[WARM][2]}
+MIXED = {1: [3 / 8, 1 / 2], 2: [2 / 3, 1 / 2]}
+
+
+class Lookup:
+    """A policy that reads the problem off its embedding: [chance of cold, chance of warm] at each budget."""
+
+    space = SPACE
+
+    def __init__(self, pi: dict[int, list[list[float]]]) -> None:
+        self.pi = pi
+
+    def probabilities(self, embedding_PH: Tensor, budget_P: Tensor) -> Tensor:
+        [budget] = set(budget_P.tolist())
+        return embedding_PH @ torch.tensor(self.pi[budget])
+
+
+def policy() -> Lookup:
+    return Lookup({1: [[0.75, 0.25], [0.25, 0.75]], 2: [[0.4, 0.6], [0.9, 0.1]]})
+
+
+def sweep_of(right_AP: list[list[int]], space: ActionSpace = SPACE) -> Sweep:
+    problems = tuple(Problem(f"p{i}", "t", member, f"q{i}", "a") for i, member in enumerate(("sums", "words")))
+    rewards_PAS = np.array([[[float(s < right) for s in range(4)] for right in of] for of in np.array(right_AP).T])
+    return Sweep(problems, space, rewards_PAS.astype(np.float32), 16, 32, 0, 0)
+
+
+def compared(commit: bool = False) -> Comparison:
+    return compare(
+        sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"adapter": policy()}, EMBEDDING_PH, BUDGETS, commit
+    )
+
+
+def with_mean(values: dict[int, list[float]]) -> dict[int | str, NDArray[np.float64]]:
+    arrays: dict[int | str, NDArray[np.float64]] = {k: np.array(own) for k, own in values.items()}
+    return arrays | {"mean": (arrays[1] + arrays[2]) / 2}
+
+
+def expected(commit: bool) -> dict[tuple[str, str], dict[int | str, NDArray[np.float64]]]:
+    return {
+        ("adapter", "adapter"): with_mean(COMMITTED if commit else DRAWN),
+        ("BEST", "best"): with_mean(BEST),
+        ("best single strategy", "best"): with_mean(STATIC[COLD]),
+        ("MIXED", "mixed"): with_mean(MIXED),
+        (COLD, "static"): with_mean(STATIC[COLD]),
+        (WARM, "static"): with_mean(STATIC[WARM]),
+    }
+
+
+def numbers(row: object) -> tuple[float, float, float]:
+    return tuple(getattr(row, name) for name in ("estimate", "low", "high"))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_rows_by_hand(commit: bool) -> None:
+    rows = {(row.policy, row.kind, row.k): row for row in compared(commit).rows}
+    values = expected(commit)
+    assert set(rows) == {(*name, k) for name in values for k in (1, 2, "mean")}
+    for (policy_name, kind, k), row in rows.items():
+        values_P = values[policy_name, kind][k]
+        assert numbers(row)[0] == pytest.approx(values_P.mean(), abs=1e-6)
+        interval = mean_interval(values_P, bounds=(0.0, 1.0))
+        assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
+        assert (row.n_problems, row.n_samples, row.member) == (2, 4, None)
+
+
+def test_a_few_estimates_in_figures() -> None:
+    drawn, committed = compared(), compared(commit=True)
+    estimate = {(row.policy, row.k): row.estimate for row in drawn.rows}
+    assert estimate["adapter", 1] == 0.59375
+    assert estimate["adapter", 2] == 0.366667
+    assert estimate["adapter", "mean"] == 0.480208
+    assert estimate["BEST", "mean"] == 0.5
+    assert estimate["MIXED", 2] == 0.583333
+    assert {row.k: row.estimate for row in committed.rows if row.policy == "adapter"} == {1: 0.75, 2: 0.25, "mean": 0.5}
+
+
+def test_best_is_chosen_on_validation_even_where_test_would_choose_otherwise() -> None:
+    def chosen(comparison: Comparison, name: str) -> dict[int | str, str | None]:
+        return {row.k: row.chosen for row in comparison.rows if row.policy == name}
+
+    assert chosen(compared(), "BEST") == {1: COLD, 2: WARM, "mean": None}
+    assert chosen(compared(), "best single strategy") == {1: COLD, 2: COLD, "mean": COLD}
+    assert chosen(compared(), "MIXED") == chosen(compared(), "adapter") == {1: None, 2: None, "mean": None}
+    on_test = compare(sweep_of(TEST_RIGHT), sweep_of(TEST_RIGHT), {}, EMBEDDING_PH, BUDGETS, commit=False)
+    assert chosen(on_test, "BEST") == {1: WARM, 2: WARM, "mean": None}
+    assert chosen(on_test, "best single strategy") == {1: WARM, 2: WARM, "mean": WARM}
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_differences_are_paired_by_problem(commit: bool) -> None:
+    values = expected(commit)
+    differences = {(d.policy, d.baseline, d.k): d for d in compared(commit).differences}
+    kinds = {"best single strategy": "best", "BEST": "best", "MIXED": "mixed"}
+    assert set(differences) == {("adapter", name, k) for name in kinds for k in (1, 2, "mean")}
+    for (_, baseline, k), difference in differences.items():
+        interval = paired_difference(values["adapter", "adapter"][k], values[baseline, kinds[baseline]][k])
+        assert numbers(difference) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
+        assert difference.n_problems == 2
+    assert differences["adapter", "BEST", 2].baseline_strategy == WARM
+    assert differences["adapter", "BEST", "mean"].baseline_strategy is None
+    assert differences["adapter", "best single strategy", "mean"].baseline_strategy == COLD
+    assert differences["adapter", "MIXED", 1].baseline_strategy is None
+
+
+def test_rows_by_member() -> None:
+    got: dict[tuple[str | None, str, int | str], Row] = {
+        (row.member, row.policy, row.k): row for row in compared().by_member
+    }
+    values = expected(commit=False)
+    assert len(got) == 2 * len(values) * 3
+    for (member, policy_name, k), row in got.items():
+        of_problem = values[policy_name, row.kind][k][["sums", "words"].index(str(member))]
+        assert row.estimate == pytest.approx(of_problem, abs=1e-6)
+        assert (row.n_problems, row.n_samples) == (1, 4)
+
+
+def test_choices_are_the_first_adapters_by_member_and_budget() -> None:
+    other = Lookup({k: [[1.0, 0.0], [1.0, 0.0]] for k in BUDGETS})
+    for commit, first in (
+        (False, {1: [[0.75, 0.25], [0.25, 0.75]], 2: [[0.4, 0.6], [0.9, 0.1]]}),
+        (True, {1: [[1, 0], [0, 1]], 2: [[0, 1], [1, 0]]}),
+    ):
+        adapters = {"adapter": policy(), "other": other}
+        got = compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), adapters, EMBEDDING_PH, BUDGETS, commit)
+        assert got.choices == [
+            {"member": member, "budget": k, "probability": first[k][index]}
+            for k in BUDGETS
+            for index, member in enumerate(("sums", "words"))
+        ]
+        assert {d.policy for d in got.differences} == {"adapter", "other"}
+
+
+def test_a_missing_verdict_counts_as_wrong() -> None:
+    test = sweep_of(TEST_RIGHT)
+    rewards_PAS = test.rewards_PAS.copy()
+    rewards_PAS[1, 1, 0] = np.nan
+    got = compare(sweep_of(VALIDATION_RIGHT), replace(test, rewards_PAS=rewards_PAS), {}, EMBEDDING_PH, (1,), False)
+    assert {row.policy: row.estimate for row in got.rows if row.k == 1}[WARM] == (1 / 4 + 3 / 4) / 2
+
+
+def test_without_adapters_only_static_strategies_are_compared() -> None:
+    got = compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {}, EMBEDDING_PH, BUDGETS, commit=True)
+    assert got.differences == got.choices == []
+    assert {row.policy for row in got.rows} == {"BEST", "best single strategy", "MIXED", COLD, WARM}
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        ActionSpace((Strategy(0.5), Strategy(1.25))),
+        ActionSpace((Strategy(1.0), Strategy(0.5))),
+        ActionSpace((Strategy(0.5), Strategy(1.0)), Order.TRANSFORMERS),
+    ],
+)
+def test_an_adapter_with_another_space_is_refused(space: ActionSpace) -> None:
+    stranger = policy()
+    stranger.space = space
+    with pytest.raises(ConfigError, match="stranger: it chooses from other strategies"):
+        compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"stranger": stranger}, EMBEDDING_PH, BUDGETS, True)

@@ -1,0 +1,171 @@
+"""The reward tensor against single requests, and pass@k against the fake engine's exact distribution."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rheostat.decoding.policy import TokenPolicy
+from rheostat.decoding.strategy import ActionSpace, Order, Strategy
+from rheostat.engines.base import Request
+from rheostat.engines.fake import EOS, FakeEngine
+from rheostat.rollouts.store import RolloutStore
+from rheostat.rollouts.sweep import Sweep, sweep
+from rheostat.seeding import derive_seed
+from rheostat.tasks.base import Split
+from rheostat.types import Completion, FinishReason, Problem, Prompt, Verdict
+
+STRATEGIES = (Strategy(1.0), Strategy(0), Strategy(1.25, None, 0.8, 0.3))
+SEED = 11
+
+
+class LetterTask:
+    """Up to two letters, "a" or "b", are written; one word of them, which may be empty, is right."""
+
+    name = "letters"
+    max_tokens = 2
+    _ANSWERS = ("", "a", "aa", "b", "ba")
+
+    def __init__(self, broken: Sequence[str] = ()) -> None:
+        self.broken = frozenset(broken)
+
+    def problems(self, split: Split, count: int, start: int = 0) -> list[Problem]:
+        return [
+            Problem(f"{split}-{i}", self.name, "letters", f"word {i}", self._ANSWERS[i % len(self._ANSWERS)])
+            for i in range(start, start + count)
+        ]
+
+    def prompt(self, problem: Problem) -> Prompt:
+        return Prompt(problem.id, f"{problem.question}:")
+
+    def verify(self, problem: Problem, completion: Completion) -> Verdict:
+        if problem.id in self.broken:
+            raise OSError("no verifier")
+        return Verdict(completion.text == problem.answer)
+
+
+class CountingEngine(FakeEngine):
+    requests = 0
+
+    def generate(
+        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+    ) -> list[Completion]:
+        self.requests += len(requests)
+        return super().generate(requests, policy, order)
+
+
+def mild(text: str, tokens: tuple[int, ...]) -> list[float]:
+    """Chances that differ from prompt to prompt, and leave something to each token."""
+    return [derive_seed(text, str(tokens), token) / 2**63 for token in range(3)]
+
+
+def engine() -> CountingEngine:
+    return CountingEngine((EOS, "a", "b"), logits=mild)
+
+
+@pytest.mark.parametrize("order", list(Order))
+def test_rewards_stand_in_the_order_problem_strategy_sample(tmp_path: Path, order: Order) -> None:
+    task, fake, space = LetterTask(), engine(), ActionSpace(STRATEGIES, order)
+    problems = task.problems(Split.TRAIN, 12)
+    with RolloutStore(tmp_path) as store:
+        got = sweep(fake, task, problems, space, 5, SEED, store)
+    assert got.problems == tuple(problems)
+    assert got.space == space
+    assert got.rewards_PAS.shape == (12, 3, 5)
+    assert got.rewards_PAS.dtype == np.float32
+
+    tokens = truncated = 0
+    for p, problem in enumerate(problems):
+        for a, strategy in enumerate(STRATEGIES):
+            for s in range(5):
+                request = Request(task.prompt(problem), strategy, s, SEED, task.max_tokens)
+                [alone] = fake.generate([request], order=order)
+                assert got.rewards_PAS[p, a, s] == task.verify(problem, alone).correct
+                if not strategy.is_greedy or s == 0:
+                    tokens += len(alone.token_ids)
+                    truncated += alone.finish_reason is FinishReason.LENGTH
+    assert (got.sampled, got.tokens, got.truncated, got.missing) == (12 * (5 + 1 + 5), tokens, truncated, 0)
+    assert 0 < truncated < got.sampled
+    greedy_PS = got.rewards_PAS[:, 1]
+    assert (greedy_PS == greedy_PS[:, :1]).all()
+    assert 0 < greedy_PS.mean() < 1
+
+
+def test_the_order_of_the_transforms_is_the_action_spaces(tmp_path: Path) -> None:
+    """0.8 for "a", 0.12 for the end, 0.08 for "b": min-p first leaves "a" so much that top-p cuts all else; top-p
+    first keeps the end, so that "aa" comes out with (0.8 / 0.92)² only."""
+    fake = FakeEngine((EOS, "a", "b"), logits=lambda *_: np.log([0.12, 0.8, 0.08]))
+    task, problem = LetterTask(), LetterTask().problems(Split.TRAIN, 3)[2]
+    assert problem.answer == "aa"
+    share = {}
+    for order in Order:
+        with RolloutStore(tmp_path / order) as store:
+            space = ActionSpace((Strategy(1.0, None, 0.85, 0.12),), order)
+            share[order] = sweep(fake, task, [problem], space, 200, SEED, store).pass_at(1)[0, 0]
+    assert share[Order.VLLM] == 1
+    assert share[Order.TRANSFORMERS] == pytest.approx((0.8 / 0.92) ** 2, abs=0.1)
+
+
+def test_what_is_stored_is_not_sampled_again(tmp_path: Path) -> None:
+    task, fake, space = LetterTask(), engine(), ActionSpace(STRATEGIES)
+    problems = task.problems(Split.TRAIN, 6)
+    with RolloutStore(tmp_path) as store:
+        first = sweep(fake, task, problems, space, 4, SEED, store)
+        assert fake.requests == first.sampled == 6 * 9
+        again = sweep(fake, task, problems, space, 4, SEED, store)
+        assert fake.requests == 6 * 9
+        more = sweep(fake, task, problems, space, 6, SEED, store)
+        assert fake.requests == more.sampled == 6 * 13
+    np.testing.assert_array_equal(again.rewards_PAS, first.rewards_PAS)
+    np.testing.assert_array_equal(more.rewards_PAS[:, :, :4], first.rewards_PAS)
+    assert (again.sampled, again.tokens) == (first.sampled, first.tokens)
+
+
+def test_pass_at_k_agrees_with_the_exact_distribution(tmp_path: Path) -> None:
+    task, fake, space = LetterTask(), engine(), ActionSpace(STRATEGIES)
+    problems = task.problems(Split.TEST, 60)
+    with RolloutStore(tmp_path) as store:
+        got = sweep(fake, task, problems, space, 16, SEED, store)
+    chance_PA = np.array(
+        [
+            [fake.distribution(task.prompt(p), s, task.max_tokens).get(p.answer, 0.0) for s in STRATEGIES]
+            for p in problems
+        ]
+    )
+    assert 0.05 < chance_PA[:, 0].mean() < 0.5
+    for k in (1, 2, 4, 8):
+        error_PA = got.pass_at(k) - (1 - (1 - chance_PA) ** k)
+        np.testing.assert_allclose(error_PA[:, 1], 0, atol=1e-12)  # greedy has one outcome
+        for a in (0, 2):
+            standard_error = error_PA[:, a].std(ddof=1) / np.sqrt(len(problems))
+            assert 0 < standard_error < 0.05
+            assert abs(error_PA[:, a].mean()) < 4 * standard_error
+
+
+def test_missing_verdicts_are_counted_and_give_two_bounds(tmp_path: Path) -> None:
+    """A verifier that fails on one problem of 40: each greedy completion counts once."""
+    task, space = LetterTask(broken=["train-7"]), ActionSpace(STRATEGIES)
+    problems = task.problems(Split.TRAIN, 40)
+    with RolloutStore(tmp_path) as store:
+        got = sweep(engine(), task, problems, space, 4, SEED, store)
+    assert np.isnan(got.rewards_PAS[7]).all()
+    assert np.isnan(got.rewards_PAS).sum() == 3 * 4
+    assert got.missing == 4 + 1 + 4
+    low_PA, high_PA = got.pass_at(2), got.pass_at(2, missing_is=1.0)
+    assert (low_PA[7] == 0).all()
+    assert (high_PA[7] == 1).all()
+    others = np.arange(40) != 7
+    np.testing.assert_array_equal(low_PA[others], high_PA[others])
+
+
+def test_bounds_by_hand() -> None:
+    """Of four samples one is right and one has no verdict: pass@2 is 1 − 3/6, or 1 − 1/6 were it right."""
+    rewards_PAS = np.array([[[1, np.nan, 0, 0]]], dtype=np.float32)
+    problem = LetterTask().problems(Split.TRAIN, 1)[0]
+    got = Sweep((problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, 4, 8, 0, 1)
+    assert got.pass_at(2)[0, 0] == pytest.approx(1 / 2)
+    assert got.pass_at(2, missing_is=1.0)[0, 0] == pytest.approx(5 / 6)
+    assert got.pass_at(1)[0, 0] == pytest.approx(1 / 4)
+    with pytest.raises(ValueError, match="pass@5"):
+        got.pass_at(5)
