@@ -127,7 +127,9 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
     for name, adapter in loaded.items():
         first = next(iter(loaded.values()))
         if (adapter.space, adapter.config.budgets) != (first.space, first.config.budgets):
-            raise AdapterError(f"{name}: it has other strategies or budgets than {next(iter(loaded))}; evaluate it alone")
+            raise AdapterError(
+                f"{name}: it has other strategies or budgets than {next(iter(loaded))}; evaluate it alone"
+            )
         config = build(
             RunConfig,
             config.model_dump()

@@ -1,18 +1,21 @@
 """What the commands say on the terminal: progress with rate and remaining time, and plain lines where there is none."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _EVERY = 10.0  # seconds between plain lines
 
-Step = Callable[[int, int, int], None]
-"""Called with what is done, the total, and a count whose rate is shown (tokens generated so far)."""
+
+class Step(Protocol):
+    """Called with what is done, the total, and a count whose rate is shown (tokens generated so far)."""
+
+    def __call__(self, done: int, total: int, counted: int, /) -> None: ...
 
 
 class Console:
@@ -66,8 +69,10 @@ def _plain(say: Callable[[str], None], what: str, unit: str, start: float) -> St
         if now - last >= _EVERY and done < total:
             last = now
             left = timedelta(seconds=round((now - start) / max(done, 1) * (total - done)))
-            say(", ".join(part for part in (f"{what}: {done}/{total}", _rate(counted, unit, start), f"{left} left") if part))
+            say(
+                ", ".join(
+                    part for part in (f"{what}: {done}/{total}", _rate(counted, unit, start), f"{left} left") if part
+                )
+            )
 
     return step
-
-

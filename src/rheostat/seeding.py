@@ -36,9 +36,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def uniforms(
-    streams: NDArray[np.uint64], t: int | NDArray[np.int64], purpose: Purpose
-) -> NDArray[np.float64]:
+def uniforms(streams: NDArray[np.uint64], t: int | NDArray[np.int64], purpose: Purpose) -> NDArray[np.float64]:
     """One uniform in [0, 1) per stream at step ``t`` (shared, or one per stream) for ``purpose``.
 
     A counter-based generator: random access in t, no state to keep, vectorised over streams.

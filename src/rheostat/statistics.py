@@ -44,15 +44,15 @@ def pass_at_k(
     return 1.0 - none_right
 
 
-def mean_interval(
-    values_P: Float[NDArray[np.float64], " P"], bounds: tuple[float, float] | None = None
-) -> Interval:
+def mean_interval(values_P: Float[NDArray[np.float64], " P"], bounds: tuple[float, float] | None = None) -> Interval:
     """Mean over problems with Student's 95 % interval, clipped to ``bounds``.
 
     Each problem brings one value, whatever number of samples it was estimated from, so the interval is
     clustered by problem. It is conditional on the policy: a trained adapter is not resampled.
     """
     n = len(values_P)
+    if n == 1 and bounds is not None:  # one problem tells nothing of the others
+        return Interval(float(values_P[0]), *bounds, n)
     mean = float(values_P.mean())
     spread = float(values_P.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
     half = float(scipy.stats.t.ppf(0.975, max(n - 1, 1))) * spread

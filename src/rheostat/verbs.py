@@ -63,6 +63,7 @@ class Run:
     console: Console
     wall_seconds: dict[str, float] = field(default_factory=dict)
     sweeps: list[Sweep] = field(default_factory=list)
+    splits: dict[Split, list[Problem]] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -73,12 +74,9 @@ class Run:
         finally:
             self.wall_seconds[name] = self.wall_seconds.get(name, 0) + round(time.perf_counter() - start, 3)
 
-    def problems(self, split: Split) -> list[Problem]:
-        return self.task.problems(split, getattr(self.config.problems, split.value))
-
     def sweep(self, split: Split) -> Sweep:
         """Every strategy on every problem of a split, from the store where it is there."""
-        problems, samples = self.problems(split), getattr(self.config.samples, split.value)
+        problems, samples = self.splits[split], getattr(self.config.samples, split.value)
         total = len(problems) * len(self.config.space) * samples
         with self.phase(f"rollouts {split}"), self.console.progress(f"rollouts for {split}", total, "tokens") as bar:
             result = sweep(
@@ -131,12 +129,14 @@ class Run:
 @contextmanager
 def open_run(config: RunConfig, out: Path, console: Console, engine: Engine | None = None) -> Iterator[Run]:
     """A run in folder ``out``, whose store is locked until it ends."""
-    out = make_folder(out)
-    task = procedural_task(config.task)
     start = time.perf_counter()
+    task = procedural_task(config.task)
+    # all splits at once: what a task cannot give is refused before anything is paid for
+    splits = {split: task.problems(split, getattr(config.problems, split.value)) for split in Split}
+    out = make_folder(out)
     with RolloutStore(out / "rollouts") as store:
         engine = engine or open_engine(config.model)
-        run = Run(config, out, engine, task, store, console)
+        run = Run(config, out, engine, task, store, console, splits=splits)
         run.wall_seconds["set-up"] = round(time.perf_counter() - start, 3)
         yield run
 
@@ -160,7 +160,7 @@ class Trained:
 def train_adapters(run: Run, kinds: Sequence[str]) -> tuple[dict[str, Trained], Sweep]:
     """Sweep train and validation, and train an adapter of each kind; also returns the validation sweep."""
     bandit = run.config.bandit
-    train_problems, validation_problems = run.problems(Split.TRAIN), run.problems(Split.VALIDATION)
+    train_problems, validation_problems = run.splits[Split.TRAIN], run.splits[Split.VALIDATION]
     embedding_train_PH, embedding_validation_PH = run.embed(train_problems), run.embed(validation_problems)
     if bandit.estimator is Estimator.FULL_INFORMATION:
         train = BanditData.of(embedding_train_PH, run.sweep(Split.TRAIN), bandit.budgets)
@@ -186,7 +186,7 @@ def train_adapters(run: Run, kinds: Sequence[str]) -> tuple[dict[str, Trained], 
                 bandit,
                 run.config.seed,
                 run.draw_rewards(train_problems),
-                lambda epoch, epochs, reward, bar=bar: bar(epoch, epochs, 0),  # type: ignore[misc]
+                bar,
             )
         trained[kind] = Trained(adapter, history, kept)
     return trained, on_validation
@@ -253,11 +253,13 @@ def demo(config: RunConfig, out: Path, console: Console, engine: Engine | None =
     """`rheostat demo`: train with and without budget, judge on test, write adapter, results and report."""
     with open_run(config, out, console, engine) as run:
         trained, on_validation = train_adapters(run, [WITH_BUDGET, WITHOUT_BUDGET])
-        histories = {name: item.to_dict(config.bandit.estimator) for name, item in trained.items()}
+        histories: dict[str, object] = {name: item.to_dict(config.bandit.estimator) for name, item in trained.items()}
         results = _judge(run, {name: item.adapter for name, item in trained.items()}, on_validation, histories)
         rows: list[dict[str, object]] = results["rows"]  # type: ignore[assignment]
         for name, folder in ((WITH_BUDGET, "adapter"), (WITHOUT_BUDGET, "adapter-without-budget")):
-            save(run, run.out / folder, trained[name], {"rows": [row for row in rows if row["policy"] in (name, "BEST")]})
+            save(
+                run, run.out / folder, trained[name], {"rows": [row for row in rows if row["policy"] in (name, "BEST")]}
+            )
         return results
 
 
@@ -288,7 +290,9 @@ def _judge(
             "truncated": sum(item.truncated for item in run.sweeps),
             "without_verdict": missing,
         },
-        "config": RunConfig.model_validate(config.model_dump(include=set(RunConfig.model_fields))).model_dump(mode="json"),
+        "config": RunConfig.model_validate(config.model_dump(include=set(RunConfig.model_fields))).model_dump(
+            mode="json"
+        ),
         "seeds": {"run": config.seed},
         "versions": versions(),
         "machine": machine(),

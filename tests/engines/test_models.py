@@ -205,7 +205,7 @@ class Killer(Progress):
     def __init__(self, stage: str, done: int) -> None:
         self.where = stage, done
 
-    def stage(self, text: str, done: int = 0, total: int = 0) -> None:  # noqa: ARG002
+    def stage(self, text: str, done: int = 0, total: int = 0) -> None:
         if self.where[0] in text and done >= self.where[1]:
             os.kill(os.getpid(), signal.SIGKILL)
 

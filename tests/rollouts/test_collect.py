@@ -293,7 +293,7 @@ def test_a_damaged_shard_is_sampled_again_and_alone(tmp_path: Path, engine: Tiny
 def test_an_interruption_keeps_what_is_finished(tmp_path: Path, engine: TinyEngine) -> None:
     problems, requests = problems_and_requests()
 
-    def interrupt(done_requests: int, total: int, generated_tokens: int) -> None:  # noqa: ARG001
+    def interrupt(done_requests: int, total: int, generated_tokens: int) -> None:
         if done_requests >= 18:
             raise KeyboardInterrupt
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +26,7 @@ _PREFIX_TOKENS = 300
 _SENTENCE = "The dial of a rheostat sets how much current flows, from a faint glow to full light. "
 
 
-class _Budgets(transformers.StoppingCriteria):
+class _Budgets(transformers.StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
     """Ends row i of `generate` after its own number of tokens."""
 
     def __init__(self, prompt_tokens: int, budgets: list[int]) -> None:
@@ -35,7 +36,7 @@ class _Budgets(transformers.StoppingCriteria):
         return torch.full((len(input_ids),), input_ids.shape[1]) >= self.ends
 
 
-def bench_engine(model: str, repeats: int, console: Console) -> dict[str, object]:
+def bench_engine(model: str, repeats: int, console: Console) -> dict[str, Any]:
     """Both cases, ``repeats`` times in turn; the medians, their ranges, and the median ratios."""
     path = models.locate(model)
     engine = LocalEngine(path, name=model)

@@ -34,9 +34,7 @@ class SamplingParameters:
 
     def __getitem__(self, index: Tensor) -> Self:
         """The parameter sets at ``index`` (positions or a mask)."""
-        return type(self)(
-            self.temperature_K[index], self.top_k_K[index], self.top_p_K[index], self.min_p_K[index]
-        )
+        return type(self)(self.temperature_K[index], self.top_k_K[index], self.top_p_K[index], self.min_p_K[index])
 
     def __len__(self) -> int:
         return len(self.temperature_K)
@@ -88,9 +86,7 @@ class SequencePolicy(Protocol):
     @property
     def space(self) -> ActionSpace: ...
 
-    def probabilities(
-        self, embedding_PH: Float[Tensor, "P H"], budget_P: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P A"]:
+    def probabilities(self, embedding_PH: Float[Tensor, "P H"], budget_P: Int[Tensor, " P"]) -> Float[Tensor, "P A"]:
         """π(a | x) of each prompt; rows sum to one."""
         ...
 

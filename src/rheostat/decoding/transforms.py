@@ -72,9 +72,7 @@ def support_size(
     return size_B, known_B
 
 
-def transform(
-    logits_BV: Float[Tensor, "B V"], parameters: SamplingParameters, order: Order
-) -> Float[Tensor, "B V"]:
+def transform(logits_BV: Float[Tensor, "B V"], parameters: SamplingParameters, order: Order) -> Float[Tensor, "B V"]:
     """p_a of each row: the distribution that its parameter set samples from (paper, section 2.1).
 
     Args:

@@ -22,7 +22,7 @@ class Prefix:
         self.layers, self.length, self.hidden_sum_H = layers, length, hidden_sum_H
 
 
-class RowCache(Cache):
+class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
     """The rows' own keys and values: per layer a pair of shape (rows, KV heads, room, head size)."""
 
     def __init__(self, prefix: Prefix) -> None:
@@ -109,7 +109,7 @@ def attend(
 
 
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)  # the engine brings its own mask
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the engine brings its own mask
 
 
 class PackedLinear(nn.Module):

@@ -145,9 +145,7 @@ def decode(
         active_S, row_S, token_S = active_S[alive_S], row_S[alive_S], token_S[alive_S]
         if len(active_S):
             parent_B, token_B, row_S = _next_rows(row_S, token_S, len(logits_BV), len(ends_KV[0]))
-            hidden_BH, logits_BV = rows.advance(
-                None if parent_B is None else parent_B.to(device), token_B.to(device)
-            )
+            hidden_BH, logits_BV = rows.advance(None if parent_B is None else parent_B.to(device), token_B.to(device))
     return [sequence.completion for sequence in sequences if sequence.completion is not None]
 
 

@@ -77,7 +77,7 @@ class LocalEngine:
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._endings: dict[tuple[str, ...], Tensor] = {}
 
-    def _keep_hidden(self, module: nn.Module, args: object, output: transformers.utils.ModelOutput) -> None:
+    def _keep_hidden(self, _module: nn.Module, _args: object, output: transformers.utils.ModelOutput) -> None:
         self._hidden_BLH = output.last_hidden_state
 
     def embed(self, prompts: Sequence[Prompt], pooling: Pooling = Pooling.LAST) -> Float[Tensor, "P H"]:
@@ -175,7 +175,7 @@ class LocalEngine:
         config = self.model.config.get_text_config()
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-        return 2 * int(config.num_hidden_layers * heads * head_dim) * self.model.dtype.itemsize
+        return int(2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize)
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Keys and values of a shared prefix, computed once and kept for later batches."""
@@ -296,7 +296,7 @@ class _TokenizerVocabulary:
     """Text of tokens, through the model's tokenizer."""
 
     def __init__(self, model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
+        eos = model.generation_config.eos_token_id
         eos = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
         self.eos_ids = frozenset(int(token) for token in eos if token is not None)
         self.tokenizer = tokenizer

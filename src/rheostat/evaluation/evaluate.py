@@ -133,11 +133,12 @@ def compare(
         samples = test.rewards_PAS.shape[2]
         return Row(policy, kind, k, *_numbers(interval), interval.n, samples, choice_of(policy, k), member)
 
+    ks: list[int | str] = [*budgets, "mean"]
     differences = [
         Difference(name, baseline, choice_of(baseline, k), k, *_numbers(interval), interval.n)
         for name in adapters
         for baseline, kind in (("best single strategy", "best"), ("BEST", "best"), ("MIXED", "mixed"))
-        for k in [*budgets, "mean"]
+        for k in ks
         for interval in [paired_difference(values[name, "adapter"][k], values[baseline, kind][k])]
     ]
     return Comparison(

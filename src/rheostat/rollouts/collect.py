@@ -28,7 +28,7 @@ _KEY_VERSION = 1  # part of every key: change it whenever the fields that a key 
 class Progress(Protocol):
     """What :func:`collect` calls after each batch."""
 
-    def __call__(self, done_requests: int, total: int, generated_tokens: int) -> None:
+    def __call__(self, done_requests: int, total: int, generated_tokens: int, /) -> None:
         """``done_requests`` of ``total`` are answered, stored ones included; ``generated_tokens`` counts the tokens
         that this collection has generated so far, stored ones excluded, so that a rate is the engine's own."""
         ...

@@ -43,7 +43,7 @@ class ProceduralTask:
         max_tokens: the token budget b of an answer.
     """
 
-    def __init__(self, name: str, members: Mapping[str, Member], shots: int = 4, max_tokens: int = 8) -> None:
+    def __init__(self, name: str, members: Mapping[str, Member], shots: int = 4, max_tokens: int = 12) -> None:
         self.name, self.max_tokens = name, max_tokens
         self._members = dict(members)
         self._data = {
@@ -67,7 +67,7 @@ class ProceduralTask:
             raise ConfigError(
                 f"task {self.name}: problems come in multiples of its {members} members, got {count} from {start}"
             )
-        found = []
+        found: list[Problem] = []
         for member in self._members:
             shots = frozenset(problem.question for problem in self._shots[member])
             found += self._take(member, split, (start + count) // members, shots)[start // members :]
@@ -75,7 +75,8 @@ class ProceduralTask:
 
     def _take(self, member: str, split: Split | None, count: int, excluded: frozenset[str]) -> list[Problem]:
         """The first ``count`` questions of a member that belong to ``split`` (None: the worked examples)."""
-        data, found, seen = self._data[member], [], set(excluded)
+        data, seen = self._data[member], set(excluded)
+        found: list[Problem] = []
         first = _SHOTS_FROM if split is None else _FIRST[split]
         last_new = first
         for index in count_from(first):
@@ -111,11 +112,14 @@ class ProceduralTask:
 
 
 MEMBERS = {
-    "binary_alternation": Member("binary_alternation", {"min_n": 4, "max_n": 10}),
-    "count_bits": Member("count_bits", {"min_n": 1, "max_n": 511}),
+    "count_bits": Member("count_bits", {"min_n": 1, "max_n": 1000}),
+    "family_relationships": Member("family_relationships"),
     "gcd": Member("gcd", {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 50}),
-    "letter_counting": Member("letter_counting", {"min_words": 3, "max_words": 5}),
     "needle_haystack": Member("needle_haystack", {"min_num_statements": 3, "max_num_statements": 6}),
+    "number_filtering": Member(
+        "number_filtering",
+        {"min_numbers": 3, "max_numbers": 3, "max_decimals": 0, "min_value": 0, "max_value": 20},
+    ),
     "syllogism": Member("syllogism"),
 }
 """The demo's data sets: small arithmetic in which SmolLM2 is neither hopeless nor perfect."""

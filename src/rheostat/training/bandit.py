@@ -102,7 +102,7 @@ def train_bandit(
     config: BanditConfig,
     seed: int,
     draw_rewards: DrawRewards | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> tuple[list[Epoch], int]:
     """Train ``adapter`` in place; it ends with the weights of the epoch that did best on validation.
 
@@ -113,7 +113,7 @@ def train_bandit(
         config: see :class:`BanditConfig`.
         seed: order of problems, budgets, actions and dropout are functions of it alone.
         draw_rewards: where ``online`` gets its rewards from.
-        progress: called with epoch, epochs, validation reward.
+        progress: called with epoch, epochs, and 0 (nothing is generated).
 
     Returns:
         The history (epoch 0 is the untrained, uniform policy) and the epoch that was kept.
@@ -140,7 +140,7 @@ def train_bandit(
                 best, kept = reward, epoch
                 weights = {name: value.clone() for name, value in adapter.state_dict().items()}
             if progress:
-                progress(epoch, config.epochs, reward)
+                progress(epoch, config.epochs, 0)
     adapter.load_state_dict(weights)
     adapter.eval()
     return history, kept
@@ -148,7 +148,9 @@ def train_bandit(
 
 def _mean_entropy(adapter: SequenceAdapter, data: BanditData, budgets: tuple[int, ...]) -> float:
     values = [
-        entropy(adapter.probabilities(data.embedding_PH, torch.full((len(data.embedding_PH),), b)).clamp_min(1e-12).log())
+        entropy(
+            adapter.probabilities(data.embedding_PH, torch.full((len(data.embedding_PH),), b)).clamp_min(1e-12).log()
+        )
         for b in budgets
     ]
     return float(torch.stack(values).mean())
@@ -164,7 +166,7 @@ def _one_epoch(
 ) -> list[float]:
     adapter.train()
     losses = []
-    for problem_P in torch.randperm(len(train.embedding_PH)).split(config.batch_size):
+    for problem_P in torch.split(torch.randperm(len(train.embedding_PH)), config.batch_size):
         if config.estimator is Estimator.FULL_INFORMATION:
             loss = _full_information(adapter, train, config, problem_P)
         else:

@@ -10,7 +10,7 @@ def entropy(log_pi_PA: Float[Tensor, "P A"]) -> Float[Tensor, " P"]:
 
 
 def leave_one_out_advantage(reward_PG: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """Each reward minus the mean of the G − 1 others of its prompt (G ≥ 2): unbiased, since no reward is its own baseline."""
+    """Each reward minus the mean of its prompt's G − 1 others (G ≥ 2); no reward is its own baseline: no bias."""
     others = reward_PG.shape[1] - 1
     return reward_PG - (reward_PG.sum(1, keepdim=True) - reward_PG) / others
 
