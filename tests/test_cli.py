@@ -100,7 +100,12 @@ def test_a_config_file_sets_fields_and_options_win(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [('seeed = 3\n', "seeed"), ("[bandit]\nepoks = 2\n", "bandit.epoks"), ("seed = \n", "line 1"), ("seed = 'x'", "seed")],
+    [
+        ("seeed = 3\n", "seeed"),
+        ("[bandit]\nepoks = 2\n", "bandit.epoks"),
+        ("seed = \n", "line 1"),
+        ("seed = 'x'", "seed"),
+    ],
 )
 def test_a_bad_config_file_is_named_with_the_key(
     text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -35,7 +35,7 @@ class RunConfig(BaseModel):
     )
     order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
     pooling: Pooling = Field(Pooling.LAST, description="prompt embedding: the last token's state, or the mean")
-    problems: Splits = Field(Splits(train=720, validation=300, test=600), description="problems of each split")
+    problems: Splits = Field(Splits(train=900, validation=300, test=1080), description="problems of each split")
     samples: Splits = Field(Splits(train=8, validation=16, test=16), description="completions per problem and strategy")
     bandit: BanditConfig = Field(BanditConfig(), description="training of the adapter")
     commit: bool = Field(True, description="evaluate the most probable action instead of drawing one")

@@ -43,6 +43,7 @@ def plain_probabilities(adapter: SequenceAdapter, embedding_PH: torch.Tensor, bu
         return x / (1 + np.exp(-x))
 
     z = (embedding_PH.double().numpy() - tensors["standardizer.mean_H"]) / tensors["standardizer.scale_H"]
+    z = z * np.sqrt(adapter.config.budget_width / adapter.config.hidden_size)
     if adapter.config.with_budget:
         log = np.log2(budget_P.numpy().astype(float))[:, None]
         z = np.concatenate([z, linear("budget_encoder.output", silu(linear("budget_encoder.hidden", log)))], axis=1)

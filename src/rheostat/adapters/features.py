@@ -26,6 +26,9 @@ def seeded_linear(in_features: int, out_features: int, generator: torch.Generato
     return layer
 
 
+_BUDGET_GAIN = 6.0
+
+
 class BudgetEncoder(nn.Module):
     """A budget as a vector of ``width`` numbers.
 
@@ -42,6 +45,8 @@ class BudgetEncoder(nn.Module):
         super().__init__()
         self.hidden = seeded_linear(1, width, generator)
         self.output = seeded_linear(width, width, generator)
+        with torch.no_grad():  # budgets of 1 to 8 then differ by about one standard deviation, as embeddings do
+            self.output.weight.mul_(_BUDGET_GAIN)
 
     def forward(self, budget_P: Int[Tensor, " P"]) -> Float[Tensor, "P W"]:
         """The code of each budget.

@@ -150,7 +150,9 @@ class SequenceAdapter(nn.Module):
     def _log_probabilities(self, embedding_PH: Tensor, budget_P: Tensor, has_dropout: bool) -> Tensor:
         """Dropout is an argument and not the module's mode, so that one adapter can serve several threads."""
         require_size(embedding_PH, self.config.hidden_size)
-        z_PZ = self.standardizer(embedding_PH)
+        # Embedding and code of the budget enter with the same norm: 576 numbers of the one would drown 16 of the other,
+        # and a policy trained for minutes would hardly see the budget.
+        z_PZ = self.standardizer(embedding_PH) * math.sqrt(self.config.budget_width / self.config.hidden_size)
         if self.budget_encoder is not None:
             if budget_P.shape != (len(embedding_PH),):
                 raise ConfigError(

@@ -56,7 +56,7 @@ def curve(results: Results, width: int) -> Markup | None:
     with matplotlib.rc_context(RC):
         height = 430 if narrow else 440
         figure = new_figure(width, height)
-        left, right, bottom, top = 30, (100 if narrow else 190), 46, 34
+        left, right, bottom, top = 30, (106 if narrow else 190), 46, 34
         box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
         axes: Any = figure.add_axes(box)
         axes.set_xscale("log", base=2)
@@ -67,7 +67,7 @@ def curve(results: Results, width: int) -> Markup | None:
         axes.set_xticks(xs, [str(x) for x in xs], minor=False)
         axes.xaxis.minorticks_off()
         axes.set_xlim(xs[0] / 1.08, xs[-1] * 1.04)
-        axes.set_xlabel("B, samples drawn per problem", color=colour("muted"), labelpad=6)
+        axes.set_xlabel("B, samples drawn per problem", color=colour("muted"), loc="left", labelpad=6)
         figure.text(2 / width, 1 - 12 / height, "problems solved, %", color=colour("muted"), va="center")
         _end_labels(axes, [(line.policy, ys[-1]) for line, ys in drawn], xs[-1], narrow, height - bottom - top)
         return to_svg(
@@ -98,9 +98,10 @@ def _draw(axes: Any, xs: list[int], ys: list[float], line: reading.Line) -> None
 def _end_labels(axes: Any, ends: list[tuple[str, float]], x: float, wrap: bool, height: float) -> None:
     """Write each name beside the end of its line, pushed apart until no two overlap, with a thin leader."""
     low, high = axes.get_ylim()
+    low, high = max(low, 0.0), max(high, low + 1)
     axes.set_ylim(low, high)
     scale = height / (high - low)  # pixels per unit
-    ends = sorted(ends, key=lambda end: end[1])
+    ends = sorted(reversed(ends), key=lambda end: end[1])  # of equals the first, an adapter, comes on top
     texts = [short(name, wrap) for name, _ in ends]
     sizes = [13.0 * (text.count("\n") + 1) + 3 for text in texts]
     places = _push_apart([(y - low) * scale for _, y in ends], sizes, height)
@@ -168,6 +169,9 @@ def forest(results: Results, width: int) -> Markup | None:
                     _interval(axes, order.index(row["k"]), row)
             axes.set_yticks(range(len(order)), ["mean" if k == "mean" else f"B = {k}" for k in order])
             axes.set_ylim(len(order) - 0.4, -0.6)
+        ends = [100 * float(row[name]) for row in rows for name in ("low", "high")]
+        room = 0.05 * (max(ends) - min(ends)) + 0.3
+        grid[0, 0].set_xlim(min(*ends, 0) - room, max(*ends, 0) + room)
         grid[-1, 0].set_xlabel("percentage points", color=colour("muted"), loc="left", labelpad=6)
         return to_svg(figure, f"forest{width}", "Forest plot: paired differences of the adapter with 95 % intervals.")
 
@@ -189,7 +193,9 @@ def _interval(axes: Any, place: int, row: Mapping[str, Any]) -> None:
         [estimate], [place], shape, color=face, markeredgecolor=tint, markeredgewidth=1.6, markersize=size, zorder=4
     )
     text = points(row["estimate"], reading.digits_for([row["estimate"]]))
-    axes.annotate(text, (estimate, place), (0, 8), textcoords="offset points", ha="center", fontsize=10.5, color=tint)
+    casing = [withStroke(linewidth=3, foreground=colour("paper"))]
+    label = axes.annotate(text, (estimate, place), (0, 9), textcoords="offset points", ha="center", fontsize=10.5)
+    label.set(color=tint, path_effects=casing)
 
 
 def training(results: Results, policy: str, width: int) -> Markup | None:
@@ -197,9 +203,12 @@ def training(results: Results, policy: str, width: int) -> Markup | None:
     names = reading.strategies(results)
     history = reading.items(reading.mapping(reading.mapping(results, "training"), policy), "history")
     budgets = [str(budget) for budget in reading.budgets(results)]
-    panels = {budget: points_ for budget in budgets if (points_ := _shares(history, budget, len(names)))}
+    panels = {budget: shares for budget in budgets if (shares := _shares(history, budget, len(names)))}
     if not panels:
         return None
+    first = next(iter(panels.values()))
+    if policy == PLAIN_ADAPTER and all(panel == first for panel in panels.values()):  # it does not see B
+        panels = {"any": first}
     rewards = [(e, 100 * r) for e, r in _column(history, "validation_reward")]
     across = min(len(panels), 2 if width < 500 else 4)
     down = -(-len(panels) // across)
@@ -217,7 +226,7 @@ def training(results: Results, policy: str, width: int) -> Markup | None:
                 continue
             budget = list(panels)[index]
             _stack(axes, panels[budget], reading.by_randomness(names))
-            axes.set_title(f"B = {budget}", color=colour("ink"), fontsize=12, pad=6)
+            axes.set_title("any B" if budget == "any" else f"B = {budget}", color=colour("ink"), fontsize=12, pad=6)
             edge = index % across == across - 1 or index == len(panels) - 1
             _reward(axes, rewards, kept, edge)
         figure.text(2 / width, 1 - 10 / height, "share of choices, %", color=colour("muted"), fontsize=11, va="center")
@@ -272,6 +281,6 @@ def _reward(axes: Any, rewards: list[tuple[float, float]], kept: float | None, e
         right.plot(*zip(*rewards, strict=True), color=colour("ink"), linewidth=1.8, path_effects=casing)
         values = [value for _, value in rewards]
         room = max(0.15 * (max(values) - min(values)), 0.5)
-        right.set_ylim(min(values) - room, max(values) + room)
+        right.set_ylim(max(min(values) - room, 0), max(values) + room)
         right.yaxis.get_major_locator().set_params(nbins=4)
     right.tick_params(labelright=edge and bool(rewards), colors=colour("ink"))

@@ -7,7 +7,18 @@ from typing import Any
 from rheostat.reports import reading
 from rheostat.reports.reading import ADAPTER, SINGLE, Results, number, percent, points
 
-_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 8: "eight", 10: "ten", 16: "sixteen"}
+_WORDS = {
+    1: "one",
+    2: "two",
+    3: "three",
+    4: "four",
+    5: "five",
+    6: "six",
+    7: "seven",
+    8: "eight",
+    10: "ten",
+    16: "sixteen",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +123,13 @@ def _does(strategy: str, share: float) -> str:
     return f"{how} decodes greedily" if strategy == "greedy" else f"{how} samples with {strategy}"
 
 
+def in_words(whole: int) -> str:
+    """A small whole number as a word, any other in digits."""
+    return _WORDS.get(whole, str(whole))
+
+
 def _samples(budget: int) -> str:
-    return f"{_WORDS.get(budget, str(budget))} sample{'' if budget == 1 else 's'}"
+    return f"{in_words(budget)} sample{'' if budget == 1 else 's'}"
 
 
 def _join(words: list[str]) -> str:

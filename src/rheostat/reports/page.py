@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from markupsafe import Markup
 from rheostat.errors import StoreError
 from rheostat.files import atomic_write
 from rheostat.reports import figures, reading, svg
-from rheostat.reports.headline import headline
+from rheostat.reports.headline import headline, in_words
 from rheostat.reports.reading import ADAPTER, MISSING, PLAIN_ADAPTER, Results, count, number, percent, points
 
 FORMAT = 1  # of results.json
@@ -52,7 +53,9 @@ def render(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, points=points, count=count)
+    environment.filters.update(
+        percent=percent, points=points, count=count, in_words=in_words, tight=_tight, breakable=_breakable
+    )
     names = reading.strategies(results)
     order = reading.by_randomness(names)
     return environment.get_template("page.html.jinja").render(
@@ -77,6 +80,16 @@ def render(results: Results) -> str:
         measured=_measured(results),
         details=_details(results),
     )
+
+
+def _tight(text: str) -> str:
+    """Keep a number and its percent sign on one line."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _breakable(name: str) -> Markup:
+    """Let a long name break after its commas and underscores."""
+    return Markup("<wbr>").join(re.findall(r"[^,_]*[,_]?", name))
 
 
 def _both(wide: Markup | None, narrow: Markup | None) -> tuple[Markup, Markup] | None:
@@ -186,7 +199,8 @@ def _measured(results: Results) -> list[tuple[str, str]]:
         value = number(counts.get(key))
         share = f" ({100 * value / rollouts:.2g} %)" if value and rollouts else ""
         facts.append((name, count(value) + share))
-    facts += [(f"seconds, {name}", _plain(value)) for name, value in reading.mapping(results, "wall_seconds").items()]
+    spent = [f"{name} {_plain(value)} s" for name, value in _flat(reading.mapping(results, "wall_seconds"))]
+    facts.append(("time taken", ", ".join(spent)))
     return [(name, text) for name, text in facts if text not in ("", MISSING)]
 
 

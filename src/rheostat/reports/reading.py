@@ -155,7 +155,10 @@ _KINDS = ("adapter", "best", "mixed", "static")
 
 def table(results: Results) -> Table:
     """The rows of a run as a table: adapters first, then BEST, MIXED and every static strategy."""
+    single = single_strategy(results)
     rows = items(results, "rows")
+    if find(rows, policy=single):  # the same numbers as this strategy's own row, which carries the mark
+        rows = [row for row in rows if row.get("policy") != SINGLE]
     columns: list[int | str] = [*budgets(results)]
     columns += ["mean"] if any(row.get("k") == "mean" for row in rows) else []
     kinds = {str(row.get("policy")): str(row.get("kind")) for row in reversed(rows)}
@@ -163,7 +166,6 @@ def table(results: Results) -> Table:
     names.sort(key=lambda name: _KINDS.index(kinds[name]) if kinds[name] in _KINDS else len(_KINDS))
     known = [(row.get("k"), value) for row in rows if (value := number(row.get("estimate"))) is not None]
     top = {k: max((value for own, value in known if own == k), default=None) for k in columns}
-    single = single_strategy(results)
     lines = []
     for name in names:
         own = [row for row in rows if str(row.get("policy")) == name]

@@ -35,9 +35,9 @@ class BanditConfig(BaseModel):
         description="full_information reads one sweep of all strategies; online draws actions and samples afresh",
     )
     budgets: tuple[int, ...] = Field((1, 2, 4, 8), description="parallel budgets B that training draws from")
-    epochs: int = Field(60, ge=1, description="passes over the training problems")
+    epochs: int = Field(80, ge=1, description="passes over the training problems")
     batch_size: int = Field(64, ge=1, description="problems in one update")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size at the start")
+    learning_rate: float = Field(5e-4, gt=0, description="Adam's step size at the start")
     decay: float = Field(0.97, gt=0, le=1, description="factor on the step size after each epoch")
     beta: float = Field(0.01, ge=0, description="weight of the policy's entropy in the objective, equation (1)")
     group: int = Field(4, ge=2, description="actions drawn per prompt and update (online only)")
