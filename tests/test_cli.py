@@ -14,10 +14,10 @@ import pytest
 from rheostat import cli
 from rheostat.rollouts.store import RolloutStore
 
-SMALL = (
-    "--problems.train 12 --problems.validation 12 --problems.test 12 --samples.train 8 --samples.validation 8 "
-    "--samples.test 16 --bandit.epochs 3"
-).split()
+SMALL = [
+    *("--problems.train", "12", "--problems.validation", "12", "--problems.test", "12"),
+    *("--samples.train", "8", "--samples.validation", "8", "--samples.test", "16", "--bandit.epochs", "3"),
+]
 
 
 def run(*words: str | Path) -> int:

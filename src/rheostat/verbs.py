@@ -1,14 +1,10 @@
 """What the commands do, as functions: open the engine and the store, sweep, train, evaluate, write."""
 
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -23,6 +19,7 @@ from rheostat.engines import models
 from rheostat.engines.base import Engine, EngineInfo, Request
 from rheostat.engines.fake import FakeEngine
 from rheostat.engines.local import LocalEngine
+from rheostat.environment import machine, versions
 from rheostat.errors import AdapterError
 from rheostat.evaluation.evaluate import compare
 from rheostat.files import atomic_write, make_folder
@@ -309,18 +306,3 @@ def _judge(
     atomic_write(run.out / "results.json", json.dumps(results, indent=1))
     write_report(results, run.out / "report.html")
     return results
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shapes the numbers."""
-    names = ("rheostat", "torch", "transformers", "numpy", "reasoning-gym")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def machine() -> dict[str, str | int]:
-    """The machine in words: processor, cores, system."""
-    name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return {"cpu": name, "cores": os.cpu_count() or 1, "system": platform.system()}

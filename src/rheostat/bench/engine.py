@@ -4,11 +4,9 @@ Same weights, dtype, rows, prompts, strategy (temperature 1, nothing truncated) 
 on both sides, so that both write the same number of tokens.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from rheostat.decoding.strategy import Strategy
 from rheostat.engines import models
 from rheostat.engines.base import Request
 from rheostat.engines.local import LocalEngine
+from rheostat.environment import machine, versions
 from rheostat.types import Prompt
 
 _ROWS, _TOKENS = 64, 128
@@ -85,9 +84,8 @@ def bench_engine(model: str, repeats: int, console: Console) -> dict[str, Any]:
         ratios[f"{case}: local/generate"] = round(statistics.median(pairs), 3)
     return {
         "bench": "engine",
-        "machine": {"cpu": platform.machine(), "device": engine.info.device, "threads": engine.info.threads},
-        "versions": {name: version(name) for name in ("rheostat", "torch", "transformers")},
-        "settings": {"model": model, "dtype": engine.info.dtype, "repeats": repeats},
+        "machine": machine() | {"device": engine.info.device, "threads": engine.info.threads},
+        "versions": versions() | {"model": f"{model} {engine.info.dtype}"},
         "rows": rows,
         "ratios": ratios,
     }

@@ -296,11 +296,11 @@ class _TokenizerVocabulary:
     """Text of tokens, through the model's tokenizer."""
 
     def __init__(self, model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        eos = model.generation_config.eos_token_id
+        eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
         eos = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
         self.eos_ids = frozenset(int(token) for token in eos if token is not None)
         self.tokenizer = tokenizer
-        size: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+        size: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         self.texts: list[str] = tokenizer.batch_decode([[index] for index in range(size)])
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -344,8 +344,9 @@ def fingerprint(model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBas
     names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
     digest = hashlib.sha256(json.dumps([getattr(config, name, None) for name in names]).encode())
     digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))).encode())
-    head_VH = model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
-    norms = [p for n, p in model.base_model.named_parameters() if p.ndim == 1 and ".layers." not in f".{n}"]  # type: ignore[union-attr,operator]
+    head_VH = model.get_output_embeddings().weight  # type: ignore[operator]
+    named = model.base_model.named_parameters()  # type: ignore[union-attr]
+    norms = [parameter for name, parameter in named if parameter.ndim == 1 and ".layers." not in f".{name}"]
     for tensor in (head_VH[:: max(1, len(head_VH) // 64)], *norms):
         digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]

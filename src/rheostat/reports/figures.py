@@ -69,7 +69,8 @@ def curve(results: Results, width: int) -> Markup | None:
         axes.set_xlim(xs[0] / 1.08, xs[-1] * 1.04)
         axes.set_xlabel("B, samples drawn per problem", color=colour("muted"), loc="left", labelpad=6)
         figure.text(2 / width, 1 - 12 / height, "problems solved, %", color=colour("muted"), va="center")
-        _end_labels(axes, [(line.policy, ys[-1]) for line, ys in drawn], xs[-1], narrow, height - bottom - top)
+        ends = [(line.policy, ys[-1]) for line, ys in reversed(drawn)]  # of equals the adapter comes on top
+        _end_labels(axes, ends, xs[-1], narrow, height - bottom - top)
         return to_svg(
             figure, f"curve{width}", "Line chart: percent of test problems solved against the number of samples."
         )
@@ -101,7 +102,7 @@ def _end_labels(axes: Any, ends: list[tuple[str, float]], x: float, wrap: bool, 
     low, high = max(low, 0.0), max(high, low + 1)
     axes.set_ylim(low, high)
     scale = height / (high - low)  # pixels per unit
-    ends = sorted(reversed(ends), key=lambda end: end[1])  # of equals the first, an adapter, comes on top
+    ends = sorted(ends, key=lambda end: end[1])
     texts = [short(name, wrap) for name, _ in ends]
     sizes = [13.0 * (text.count("\n") + 1) + 3 for text in texts]
     places = _push_apart([(y - low) * scale for _, y in ends], sizes, height)
@@ -172,6 +173,7 @@ def forest(results: Results, width: int) -> Markup | None:
         ends = [100 * float(row[name]) for row in rows for name in ("low", "high")]
         room = 0.05 * (max(ends) - min(ends)) + 0.3
         grid[0, 0].set_xlim(min(*ends, 0) - room, max(*ends, 0) + room)
+        grid[0, 0].xaxis.get_major_locator().set_params(nbins=5)
         grid[-1, 0].set_xlabel("percentage points", color=colour("muted"), loc="left", labelpad=6)
         return to_svg(figure, f"forest{width}", "Forest plot: paired differences of the adapter with 95 % intervals.")
 
@@ -193,9 +195,8 @@ def _interval(axes: Any, place: int, row: Mapping[str, Any]) -> None:
         [estimate], [place], shape, color=face, markeredgecolor=tint, markeredgewidth=1.6, markersize=size, zorder=4
     )
     text = points(row["estimate"], reading.digits_for([row["estimate"]]))
-    casing = [withStroke(linewidth=3, foreground=colour("paper"))]
     label = axes.annotate(text, (estimate, place), (0, 9), textcoords="offset points", ha="center", fontsize=10.5)
-    label.set(color=tint, path_effects=casing)
+    label.set(color=tint, bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 0.5})
 
 
 def training(results: Results, policy: str, width: int) -> Markup | None:

@@ -70,13 +70,11 @@ def sweep(
     progress: Progress | None = None,
 ) -> Sweep:
     """Sample what the store lacks of ``samples`` completions per problem and strategy, and return the rewards."""
-    pairs = [
-        (problem, Request(task.prompt(problem), strategy, sample, seed, task.max_tokens))
-        for problem in problems
+    requests = [
+        Request(prompt, strategy, sample, seed, task.max_tokens)
+        for prompt in map(task.prompt, problems)
         for strategy in space
         for sample in range(samples)
     ]
-    rollouts = collect(
-        engine, task, [p for p, _ in pairs], [r for _, r in pairs], store, order=space.order, progress=progress
-    )
+    rollouts = collect(engine, task, problems, requests, store, order=space.order, progress=progress)
     return Sweep.of(problems, space, samples, rollouts)
