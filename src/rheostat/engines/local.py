@@ -19,9 +19,9 @@ from rheostat.engines.decode import decode, ending_tokens
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
 
-_CACHE_BYTES = 1 << 30  # keys and values of one batch
+_CACHE_BYTES = 512 << 20  # keys and values of one batch
 _PREFILL_TOKENS = 4096  # tokens in one pass of the model
-_SCORE_BYTES = 256 << 20  # attention scores of one layer in one pass
+_SCORE_BYTES = 64 << 20  # attention scores of one layer in one pass
 _PREFIXES = 8  # shared prefixes kept for later batches
 _PASS_TOKENS = 64  # prompt tokens whose prefill costs about as much as a pass of the model for one token per row
 
