@@ -10,6 +10,8 @@ import pytest
 # read once, when transformers and huggingface_hub are first imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# read once, when torch is first imported: tiny models gain nothing from threads, and lose much on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MODEL = "smollm2"
 PULL = "RHEOSTAT_TEST_MODEL"
