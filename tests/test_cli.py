@@ -235,7 +235,8 @@ def test_bench_engine_prints_what_benchmarks_promise(
     from rheostat.bench import engine
 
     monkeypatch.setattr(engine, "_ROWS", 2)
-    monkeypatch.setattr(engine, "_TOKENS", 16)
+    monkeypatch.setattr(engine, "_TOKENS", 12)
+    monkeypatch.setattr(engine, "_PREFIX_TOKENS", 12)
     assert run("bench", "engine", "--model", smollm2_path, "--repeats", "1", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert {"bench", "machine", "versions", "rows", "ratios"} <= set(result)

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from rheostat.decoding.policy import SamplingParameters
+from rheostat.decoding.policy import FixedStrategies, SamplingParameters
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines import decode, local
@@ -209,7 +209,7 @@ def test_tokens_are_the_inverse_cdf_of_transformers_logits(pair: Pair, order: Or
 
 def test_policy_sees_the_hidden_states_and_logits_of_transformers(pair: Pair) -> None:
     requests = [Request(Prompt(str(i), text), Strategy(1.25), i, 0, 6) for i, text in enumerate(TEXTS * 2)]
-    fixed = decode.FixedStrategies([request.strategy for request in requests])
+    fixed = FixedStrategies([request.strategy for request in requests])
     seen = []
 
     class Watch:
@@ -315,7 +315,7 @@ def test_policy_knows_requests_by_their_position_in_the_call(
 ) -> None:
     """However the call is split, a policy that looks requests up by ``request_S`` finds its own."""
     monkeypatch.setattr(local, "_CACHE_BYTES", 100_000)
-    policy = decode.FixedStrategies([request.strategy for request in baseline.requests])
+    policy = FixedStrategies([request.strategy for request in baseline.requests])
     baseline.check(pair.engine.generate(baseline.requests, policy))
 
 

@@ -318,6 +318,8 @@ def _load(
     path: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """Model and tokenizer from a local folder, refusing what the engine cannot run exactly."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # loading takes a second
     try:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         text_config = config.get_text_config()
@@ -332,6 +334,9 @@ def _load(
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{path}: no model that transformers can load ({reason})") from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
     return model.to(device).eval().requires_grad_(False), tokenizer
 
 
