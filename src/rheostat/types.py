@@ -41,11 +41,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text that the model reads for one problem, and where its answer ends."""
+    """The text that the model reads for one problem, where its answer ends, and if it asks for a chain of thought."""
 
     problem_id: str
     text: str
     stop: tuple[str, ...] = ()
+    cot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

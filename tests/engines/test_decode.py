@@ -9,8 +9,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from rheostat.decoding.policy import Decision, SamplingParameters, StepState
-from rheostat.decoding.strategy import Order, Strategy
+from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenConfig
+from rheostat.baselines.uniform import UniformMixture
+from rheostat.decoding.policy import Decision, NamedPolicy, SamplingParameters, StepState
+from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines import decode
 from rheostat.engines.base import Request
@@ -253,3 +255,124 @@ def test_budget_below_one_is_refused() -> None:
 def test_an_empty_stop_string_is_refused(engine: FakeEngine) -> None:
     with pytest.raises(ConfigError, match="stop string is empty"):
         engine.generate([Request(Prompt("p", "x", ("a", "")), Strategy(), 0, 0, 1)])
+
+
+SPACE = ActionSpace((Strategy(0), Strategy(2.0), Strategy(1.0, top_k=2), Strategy(0.75, None, 0.8)))
+
+
+def adaptive(hidden_size: int) -> AdaptiveDecoding:
+    """A policy that depends on everything a token policy may see."""
+    config = TokenConfig(hidden_size, Features.BOTH, budgets=(1, 8), width=8, budget_width=4)
+    adapter = TokenAdapter(config, SPACE, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    torch.nn.init.normal_(adapter.output.weight, std=3.0, generator=generator)
+    return AdaptiveDecoding(adapter.eval())
+
+
+def policies(hidden_size: int) -> list[NamedPolicy]:
+    return [UniformMixture(SPACE), adaptive(hidden_size)]
+
+
+def policy_requests(count: int = 60) -> list[Request]:
+    return [
+        replace(request, strategy=None, sample=number, parallel_budget=1 + 7 * (number % 2))
+        for number, request in enumerate(mixed_requests(count))
+    ]
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("which", [0, 1], ids=["uniform", "adapter"])
+@pytest.mark.usefixtures("idle_share")
+def test_adapted_decoding_belongs_to_the_request(engine: FakeEngine, which: int, order: Order) -> None:
+    """Alone, together, in any order, with and without compaction: the tokens of one request at a time."""
+    policy, requests = policies(16)[which], policy_requests()
+    alone = {request: engine.generate([request], policy, order)[0] for request in requests}
+    assert engine.generate(requests, policy, order) == [alone[request] for request in requests]
+    arrived = random.Random(which).sample(requests, len(requests))
+    for start in range(0, len(arrived), 11):
+        batch = arrived[start : start + 11]
+        assert engine.generate(batch, policy, order) == [alone[request] for request in batch]
+    assert len({completion.token_ids for completion in alone.values()}) > 30
+
+
+class Sees:
+    """Writes down what a policy decides, with the tokens that follow."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[StepState, Decision, torch.Tensor]] = []
+
+    def observe(self, state: StepState, decision: Decision, token_S: torch.Tensor) -> None:
+        self.steps.append((state, decision, token_S))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["uniform", "adapter"])
+def test_tokens_are_distributed_as_the_mixture(which: int) -> None:
+    """μ(y) = Σ_a π(a|x) p_a(y) at the first token and, where it was the most frequent one, at the second."""
+    engine, count = FakeEngine((EOS, "a", "b", "c", "d"), hidden_size=6), 8000
+    policy, sees = policies(6)[which], Sees()
+    requests = [Request(Prompt("p", "mixture"), None, sample, 3, 2, 8) for sample in range(count)]
+    completions = engine.generate(requests, policy, observer=sees)
+    first = Counter(completion.token_ids[0] for completion in completions if completion.token_ids[0] != 0)
+    prefix = (first.most_common(1)[0][0],)
+    for t, tokens in enumerate([(), prefix]):
+        own = [i for i, done in enumerate(completions) if done.token_ids[:t] == tokens and len(done.token_ids) > t]
+        state, decision, _ = sees.steps[t]
+        own_S = torch.isin(state.request_S, torch.tensor(own))
+        assert decision.log_pi_SK is not None
+        log_pi_SK = decision.log_pi_SK[own_S]
+        torch.testing.assert_close(log_pi_SK, log_pi_SK[:1].expand_as(log_pi_SK))  # one row, one π
+        pi_A = log_pi_SK[0].double().exp()
+        logits_AV = engine.logits("mixture", tokens).expand(len(SPACE), -1)
+        p_AV = transform(logits_AV, SamplingParameters.of(SPACE.strategies), Order.VLLM)
+        # jointly, so that the action's and the token's draw are seen to be independent
+        joint_AV = (pi_A[:, None] * p_AV).numpy()
+        observed_AV = np.zeros_like(joint_AV)
+        for action, i in zip(decision.choice_S[own_S].tolist(), state.request_S[own_S].tolist(), strict=True):
+            observed_AV[action, completions[i].token_ids[t]] += 1
+        assert (observed_AV[joint_AV == 0] == 0).all()
+        for observed, expected in (
+            (observed_AV[joint_AV > 0], joint_AV[joint_AV > 0]), (observed_AV.sum(0), joint_AV.sum(0))
+        ):  # fmt: skip
+            often = expected * len(own) >= 5
+            f_observed = np.array([*observed[often], observed[~often].sum()])
+            f_expected = np.array([*expected[often], expected[~often].sum()])
+            f_observed, f_expected = f_observed[f_expected > 0], f_expected[f_expected > 0]
+            assert len(f_expected) >= 3
+            assert chisquare(f_observed, f_expected / f_expected.sum() * len(own)).pvalue > 1e-3
+    if which:
+        assert float(pi_A.max()) > 0.4
+
+
+def test_actions_and_tokens_draw_from_streams_of_their_own() -> None:
+    """On a flat distribution at T = 1, the token is the token's uniform and the action the action's."""
+    space = ActionSpace((Strategy(1.0), Strategy(2.0)))
+    engine = FakeEngine((EOS, "a", "b", "c"), logits=lambda *_: [0.0] * 4)
+    sees = Sees()
+    requests = [Request(Prompt("p", "x"), None, sample, 0, 1) for sample in range(500)]
+    completions = engine.generate(requests, UniformMixture(space), observer=sees)
+    streams = np.array([request.stream for request in requests], dtype=np.uint64)
+    token_N = np.floor(4 * uniforms(streams, 0, Purpose.TOKEN)).astype(int)
+    action_N = np.floor(2 * uniforms(streams, 0, Purpose.ACTION)).astype(int)
+    assert [completion.token_ids[0] for completion in completions] == token_N.tolist()
+    assert sees.steps[0][1].choice_S.tolist() == action_N.tolist()
+
+
+def test_what_the_policy_sees_of_the_parallel_budget(engine: FakeEngine) -> None:
+    requests, sees = policy_requests(), Sees()
+    engine.generate(requests, UniformMixture(SPACE), observer=sees)
+    for state, decision, token_S in sees.steps:
+        assert state.parallel_S.tolist() == [requests[i].parallel_budget for i in state.request_S.tolist()]
+        assert len(state.row_S) == len(decision.choice_S) == len(token_S)
+
+
+def test_streams_of_a_policy_depend_on_the_parallel_budget_only() -> None:
+    request = Request(Prompt("p", "x"), None, 1, 2, 3)
+    others = [replace(request, parallel_budget=2), replace(request, sample=2), replace(request, strategy=Strategy())]
+    assert len({request.stream, *(other.stream for other in others)}) == 4
+
+
+def test_requests_without_strategy_need_a_policy(engine: FakeEngine) -> None:
+    with pytest.raises(ConfigError, match="a request names no strategy: give it one, or give the call a token policy"):
+        engine.generate([Request(Prompt("p", "x"), None, 0, 0, 1)])
+    with pytest.raises(ConfigError, match="parallel_budget must be at least 1, got 0"):
+        Request(Prompt("p", "x"), None, 0, 0, 1, 0)

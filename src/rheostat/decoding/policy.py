@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rheostat.decoding.strategy import ActionSpace, Strategy
+from rheostat.errors import AdapterError
+from rheostat.seeding import Purpose, uniforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class StepState:
         request_S: each sequence's position among the requests of the call.
         t_S: tokens written so far; the remaining budget is ``budget_S - t_S`` (paper, section 2.3).
         budget_S: each sequence's token budget b.
+        parallel_S: how many completions of its prompt may be sampled: the parallel budget B of each sequence.
         streams_S: each sequence's random stream (``rheostat.seeding``).
     """
 
@@ -63,21 +66,66 @@ class StepState:
     request_S: Int[Tensor, " S"]
     t_S: Int[Tensor, " S"]
     budget_S: Int[Tensor, " S"]
+    parallel_S: Int[Tensor, " S"]
     streams_S: NDArray[np.uint64]
+
+    @property
+    def remaining_S(self) -> Int[Tensor, " S"]:
+        """b_t = b − t, at least 1."""
+        return self.budget_S - self.t_S
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How each of S sequences samples its next token: sequence s uses parameter set ``choice_S[s]``."""
+    """How each of S sequences samples its next token: sequence s uses parameter set ``choice_S[s]``.
+
+    A policy with a distribution over the sets says so: ``log_pi_SK`` is log π(k | x_t), from which the choice was drawn
+    (or of which it is the mode).
+    """
 
     parameters: SamplingParameters
     choice_S: Int[Tensor, " S"]
+    log_pi_SK: Float[Tensor, "S K"] | None = None
 
 
 class TokenPolicy(Protocol):
     """Picks sampling parameters at every step, for every active sequence."""
 
     def decide(self, state: StepState) -> Decision: ...
+
+
+class NamedPolicy(TokenPolicy, Protocol):
+    """A token policy whose completions can be stored: ``key`` names everything that shapes its decisions."""
+
+    @property
+    def key(self) -> str: ...
+
+
+class StepObserver(Protocol):
+    """Watches a decode loop: called after every step with what the policy saw, what it decided, what was drawn."""
+
+    def observe(self, state: StepState, decision: Decision, token_S: Int[Tensor, " S"]) -> None: ...
+
+
+def draw_actions(state: StepState, pi_SA: Float[Tensor, "S A"]) -> Int[Tensor, " S"]:
+    """One action per sequence by inverse CDF, from the sequences' own action streams.
+
+    These are independent of the token streams, so that a token is distributed as μ = Σ_a π(a) p_a.
+
+    Args:
+        state: the step.
+        pi_SA: rows sum to one.
+
+    Raises:
+        AdapterError: probabilities that are not finite.
+    """
+    steps = state.t_S.cpu().numpy()
+    uniform_S = torch.from_numpy(uniforms(state.streams_S, steps, Purpose.ACTION)).to(pi_SA.device)
+    cdf_SA = pi_SA.double().cumsum(dim=1)
+    if not bool(cdf_SA[:, -1].isfinite().all()):
+        raise AdapterError("the policy's probabilities are not finite: its weights or the hidden states are damaged")
+    cdf_SA = cdf_SA / cdf_SA[:, -1:]  # ends at exactly 1, above every uniform
+    return torch.searchsorted(cdf_SA, uniform_S[:, None], right=True).squeeze(1)
 
 
 class SequencePolicy(Protocol):

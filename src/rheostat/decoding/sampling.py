@@ -5,6 +5,8 @@ Truncated ones look at the largest few logits only, and fall back to the sorted 
 settle the support. Sequences that share a row and a parameter set share the distribution.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -88,10 +90,14 @@ def _draw_plain(
     return block_S * _BLOCK + _first_above(inside_SK.cumsum(-1), target_S - before_S, inside_SK)
 
 
-def _draw_truncated(
-    logits_DV: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
-) -> Tensor:
-    """Settle the support from the largest logits, then draw among these."""
+def supports(
+    logits_DV: Tensor, parameters: SamplingParameters, order: Order
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What truncating sets keep of D distributions, without sorting the vocabulary where that can be avoided.
+
+    Yields groups whose members together are all D: the members' positions (ascending), their largest logits in
+    descending order (float64), the tokens these belong to, and how many of them the set keeps.
+    """
     vocabulary = logits_DV.shape[1]
     # A set with top-k needs little more than k candidates, whatever else cuts.
     most_k = int(parameters.top_k_K.max()) if bool((parameters.top_k_K > 0).all()) else _CANDIDATES
@@ -103,14 +109,24 @@ def _draw_truncated(
     index_DK = index_DK.gather(1, position_DK)
     log_total_D = (logits_DV.double() / parameters.temperature_K[:, None]).logsumexp(-1)
     size_D, known_D = support_size(top_DK, log_total_D, parameters, order, complete=needed == vocabulary)
-    token_S = _draw_among(top_DK, index_DK, size_D, parameters, pair_S, uniform_S)
-    if not known_D.all():
-        again_S = ~known_D[pair_S]
-        open_D = (~known_D).nonzero().squeeze(1)
+    settled_D, open_D = known_D.nonzero().squeeze(1), (~known_D).nonzero().squeeze(1)
+    if len(settled_D):
+        yield settled_D, top_DK[settled_D], index_DK[settled_D], size_D[settled_D]
+    if len(open_D):
         top_DV, index_DV = sort_descending(logits_DV[open_D].double())
         size_D, _ = support_size(top_DV, log_total_D[open_D], parameters[open_D], order, complete=True)
-        local_S = torch.searchsorted(open_D, pair_S[again_S])
-        token_S[again_S] = _draw_among(top_DV, index_DV, size_D, parameters[open_D], local_S, uniform_S[again_S])
+        yield open_D, top_DV, index_DV, size_D
+
+
+def _draw_truncated(
+    logits_DV: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
+) -> Tensor:
+    """Settle the support from the largest logits, then draw among these."""
+    token_S = torch.empty_like(pair_S)
+    for member_D, top_DK, index_DK, size_D in supports(logits_DV, parameters, order):
+        inside_S = torch.isin(pair_S, member_D)
+        local_S = torch.searchsorted(member_D, pair_S[inside_S])
+        token_S[inside_S] = _draw_among(top_DK, index_DK, size_D, parameters[member_D], local_S, uniform_S[inside_S])
     return token_S
 
 

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rheostat.decoding.policy import TokenPolicy
+from rheostat.decoding.policy import FixedStrategies, StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.errors import ConfigError
 from rheostat.seeding import derive_seed
@@ -24,26 +25,34 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion to be sampled: sample number ``sample`` of a prompt under one strategy.
+    """One completion to be sampled: sample number ``sample`` of a prompt.
+
+    Attributes:
+        strategy: None leaves the choice to the token policy of the call.
+        max_tokens: the token budget b, at least 1.
+        parallel_budget: B, how many completions of the prompt may be sampled, at least 1; policies may look at it.
 
     Raises:
-        ConfigError: a token budget below one.
+        ConfigError: a budget below one.
     """
 
     prompt: Prompt
-    strategy: Strategy
+    strategy: Strategy | None
     sample: int
     seed: int
     max_tokens: int
+    parallel_budget: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        for name in ("max_tokens", "parallel_budget"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def stream(self) -> int:
         """The random stream that belongs to this request, wherever and with whomever it is served."""
-        return derive_seed(self.seed, self.prompt.problem_id, self.sample, str(self.strategy))
+        who = f"policy B={self.parallel_budget}" if self.strategy is None else str(self.strategy)
+        return derive_seed(self.seed, self.prompt.problem_id, self.sample, who)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +86,16 @@ class Engine(Protocol):
         """
         ...
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself."""
+        ...
+
     def generate(
-        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+        self,
+        requests: Sequence[Request],
+        policy: TokenPolicy | None = None,
+        order: Order = Order.VLLM,
+        observer: StepObserver | None = None,
     ) -> list[Completion]:
         """One completion per request, in their order.
 
@@ -86,8 +103,22 @@ class Engine(Protocol):
             requests: what to sample; the composition of the call may change rounding, never the draws.
             policy: picks the sampling parameters at every step; by default each request's own strategy.
             order: the order of the transforms.
+            observer: sees every step; :class:`rheostat.decoding.recording.Recorder` keeps what training needs.
 
         Raises:
             ModelError: a prompt and its token budget exceed the context.
+            ConfigError: a request without a strategy where there is no policy.
         """
         ...
+
+
+def own_strategies(requests: Sequence[Request], device: torch.device | str = "cpu") -> FixedStrategies:
+    """The policy of a call without one: every request's own strategy.
+
+    Raises:
+        ConfigError: a request has none.
+    """
+    strategies = [request.strategy for request in requests if request.strategy is not None]
+    if len(strategies) < len(requests):
+        raise ConfigError("a request names no strategy: give it one, or give the call a token policy")
+    return FixedStrategies(strategies, device)

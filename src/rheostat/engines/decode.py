@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rheostat.decoding.policy import StepState, TokenPolicy
+from rheostat.decoding.policy import StepObserver, StepState, TokenPolicy
 from rheostat.decoding.sampling import draw
 from rheostat.decoding.strategy import Order
 from rheostat.engines.base import Request
@@ -99,10 +99,11 @@ def decode(
     order: Order,
     policy: TokenPolicy,
     positions: Sequence[int],
+    observer: StepObserver | None = None,
 ) -> list[Completion]:
     """Complete ``requests``, where request i starts on prompt row ``row_of_request[i]``.
 
-    ``endings`` gives :func:`ending_tokens` of a stop tuple (engines keep it). The policy knows request i as
+    ``endings`` gives :func:`ending_tokens` of a stop tuple (engines keep it). Policy and observer know request i as
     ``positions[i]``. One pass of the model per step; Python touches only the sequences whose token may have ended them.
     """
     sequences = [_Sequence(request, []) for request in requests]
@@ -110,6 +111,7 @@ def decode(
     device = logits_BV.device
     streams = np.array([request.stream for request in requests], dtype=np.uint64)
     budget_N = torch.tensor([request.max_tokens for request in requests])
+    parallel_N = torch.tensor([request.parallel_budget for request in requests])
     stops = list(dict.fromkeys(request.prompt.stop for request in requests))
     ends_KV = torch.stack([endings(stop) for stop in stops])
     stop_N = torch.tensor([stops.index(request.prompt.stop) for request in requests])
@@ -127,10 +129,15 @@ def decode(
             position_N[active_S],
             torch.full_like(active_S, t, device=device),
             budget_N[active_S].to(device),
+            parallel_N[active_S].to(device),
             streams[active_S.numpy()],
         )
         uniform_S = torch.from_numpy(uniforms(state.streams_S, t, Purpose.TOKEN)).to(device)
-        token_S = draw(logits_BV, state.row_S, policy.decide(state), uniform_S, order).cpu()
+        decision = policy.decide(state)
+        token_S = draw(logits_BV, state.row_S, decision, uniform_S, order)
+        if observer is not None:
+            observer.observe(state, decision, token_S)
+        token_S = token_S.cpu()
         history.append((active_S, token_S))
         t += 1
 

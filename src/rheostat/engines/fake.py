@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from rheostat.decoding.policy import FixedStrategies, SamplingParameters, TokenPolicy
+from rheostat.decoding.policy import SamplingParameters, StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
-from rheostat.engines.base import EngineInfo, Pooling, Request
+from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.errors import ConfigError, ModelError
 from rheostat.seeding import Purpose, derive_seed, uniforms
@@ -98,8 +98,16 @@ class FakeEngine:
             result_PH[row] = torch.stack([self.features(prompt.text[:end]) for end in ends]).mean(0)
         return result_PH
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """See :meth:`rheostat.engines.base.Engine.pieces`."""
+        return [self.vocabulary.texts[token] for token in token_ids]
+
     def generate(
-        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+        self,
+        requests: Sequence[Request],
+        policy: TokenPolicy | None = None,
+        order: Order = Order.VLLM,
+        observer: StepObserver | None = None,
     ) -> list[Completion]:
         """See :meth:`rheostat.engines.base.Engine.generate`."""
         if not requests:
@@ -109,9 +117,11 @@ class FakeEngine:
         row_of = {text: row for row, text in enumerate(dict.fromkeys(r.prompt.text for r in requests))}
         rows = _FakeRows(self, list(row_of))
         row_of_request = [row_of[request.prompt.text] for request in requests]
-        policy = policy or FixedStrategies([request.strategy for request in requests])
+        policy = policy or own_strategies(requests)
         positions = range(len(requests))
-        return decode(rows, self.vocabulary, requests, row_of_request, self._ending_tokens, order, policy, positions)
+        return decode(
+            rows, self.vocabulary, requests, row_of_request, self._ending_tokens, order, policy, positions, observer
+        )
 
     def distribution(
         self, prompt: Prompt, strategy: Strategy, max_tokens: int, order: Order = Order.VLLM

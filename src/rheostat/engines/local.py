@@ -11,10 +11,10 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rheostat.decoding.policy import FixedStrategies, TokenPolicy
+from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order
 from rheostat.engines.attention import NAME, Prefix, RowCache, pack_linears
-from rheostat.engines.base import EngineInfo, Pooling, Request
+from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
@@ -89,8 +89,16 @@ class LocalEngine:
             result_PH[batch] = rows.embed(pooling).float().cpu()
         return result_PH
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """See :meth:`rheostat.engines.base.Engine.pieces`."""
+        return [self.vocabulary.texts[token] for token in token_ids]
+
     def generate(
-        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+        self,
+        requests: Sequence[Request],
+        policy: TokenPolicy | None = None,
+        order: Order = Order.VLLM,
+        observer: StepObserver | None = None,
     ) -> list[Completion]:
         """See :meth:`rheostat.engines.base.Engine.generate`."""
         of_prompt: dict[Prompt, list[int]] = {}
@@ -99,7 +107,7 @@ class LocalEngine:
         prompts = list(of_prompt)
         budgets = [max(requests[index].max_tokens for index in of_prompt[prompt]) for prompt in prompts]
         tokens = self._tokenize(prompts, budgets)
-        policy = policy or FixedStrategies([request.strategy for request in requests], self.device)
+        policy = policy or own_strategies(requests, self.device)
         results: dict[int, Completion] = {}
         for batch in self._batches(tokens, [len(of_prompt[prompt]) for prompt in prompts], budgets):
             members = [(row, index) for row, p in enumerate(batch) for index in of_prompt[prompts[p]]]
@@ -112,6 +120,7 @@ class LocalEngine:
                 order,
                 policy,
                 [index for _, index in members],
+                observer,
             )
             results.update(zip((index for _, index in members), completions, strict=True))
         return [results[index] for index in range(len(requests))]

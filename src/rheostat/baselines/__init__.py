@@ -1,0 +1,1 @@
+"""What is not learned, behind the same protocols as adapters."""

@@ -1,0 +1,240 @@
+"""What a policy update needs of a rollout, written down while the logits are there (paper, section 2.3).
+
+An update never runs the language model: features, budgets, and the log-probability of the sampled token under
+*every* action are recorded at each step, so that π and μ(y|x) = Σ_a π(a|x) p_a(y) can be computed again for other
+weights of the policy. Tokens whose distribution is concentrated (p_max above a threshold) are left out: the
+paper's second stabilisation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rheostat.decoding.policy import Decision, SamplingParameters, StepState
+from rheostat.decoding.sampling import supports
+from rheostat.decoding.strategy import Order
+
+_CHUNK = 16  # rows looked at at once: 16 of 50,000 float32 logits stay in a processor's cache
+_SORTED = 64  # rows looked at at once where logits are sorted, in float64: 64 of 50,000 are 26 MB
+
+
+@dataclass(frozen=True, slots=True)
+class RowStatistics:
+    """Of each row's untempered distribution: largest logit, log Σ exp(logit), entropy in nats, largest probability."""
+
+    peak_B: Float[Tensor, " B"]
+    log_total_B: Float[Tensor, " B"]
+    entropy_B: Float[Tensor, " B"]
+    p_max_B: Float[Tensor, " B"]
+
+
+def row_statistics(logits_BV: Float[Tensor, "B V"]) -> RowStatistics:
+    """One pass over the vocabulary, in float32."""
+    parts = []
+    for chunk_BV in torch.split(logits_BV.float(), _CHUNK):
+        peak_B = chunk_BV.amax(-1)
+        below_BV = chunk_BV - peak_B[:, None]
+        # what lies 80 below the peak has no weight in float32; the limit keeps 0 · inf out of the entropy
+        below_BV.clamp_(min=-80)
+        weight_BV = below_BV.exp()
+        total_B = weight_BV.sum(-1)
+        entropy_B = total_B.log() - torch.einsum("bv,bv->b", weight_BV, below_BV) / total_B
+        parts.append((peak_B, peak_B + total_B.log(), entropy_B.clamp(min=0), 1 / total_B))
+    return RowStatistics(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def token_log_probabilities(
+    logits_BV: Float[Tensor, "B V"],
+    row_S: Int[Tensor, " S"],
+    token_S: Int[Tensor, " S"],
+    parameters: SamplingParameters,
+    order: Order,
+    statistics: RowStatistics | None = None,
+) -> Float[Tensor, "S K"]:
+    """log p_a(y) of each sequence's token y under every one of K parameter sets; −inf where a set excludes the token.
+
+    Args:
+        logits_BV: untempered logits of the B rows.
+        row_S: the row that each sequence stands on.
+        token_S: each sequence's token.
+        parameters: the K sets.
+        order: the order in which the truncations apply.
+        statistics: of the rows, where they are known already.
+    """
+    statistics = statistics or row_statistics(logits_BV)
+    row_R, of_S = torch.unique(row_S, return_inverse=True)
+    logit_S = logits_BV[row_S, token_S].float()
+    log_p_SK = torch.full((len(row_S), len(parameters)), -torch.inf, device=logits_BV.device)
+    truncated_K = (parameters.top_k_K > 0) | (parameters.top_p_K < 1) | (parameters.min_p_K > 0)
+    plain: list[int] = []
+    for k, temperature in enumerate(parameters.temperature_K.tolist()):
+        if temperature == 0:
+            argmax_R = logits_BV[row_R].argmax(-1)
+            log_p_SK[:, k] = torch.where(argmax_R[of_S] == token_S, 0.0, -torch.inf)
+        elif truncated_K[k]:
+            log_p_SK[:, k] = _truncated(logits_BV[row_R], of_S, token_S, parameters[torch.tensor([k])], order)
+        elif temperature == 1:
+            log_p_SK[:, k] = logit_S - statistics.log_total_B[row_S]
+        else:
+            plain.append(k)
+    if plain:
+        temperature_K = parameters.temperature_K[plain].float().clamp(min=torch.finfo(torch.float32).tiny)
+        log_total_RK = _log_totals(logits_BV, row_R, statistics.peak_B, temperature_K)
+        below_S = logit_S - statistics.peak_B[row_S]
+        log_p_SK[:, plain] = below_S[:, None] / temperature_K - log_total_RK[of_S]
+    return log_p_SK
+
+
+def _log_totals(logits_BV: Tensor, row_R: Tensor, peak_B: Tensor, temperature_K: Tensor) -> Tensor:
+    """log Σ exp((logit − peak) / T) of each row and temperature."""
+    parts = []
+    for chunk_R in torch.split(row_R, _CHUNK):
+        below_RV = logits_BV[chunk_R].float() - peak_B[chunk_R][:, None]
+        scaled_RV = torch.empty_like(below_RV)
+        sums = []
+        for temperature in temperature_K:
+            torch.div(below_RV, temperature, out=scaled_RV)
+            sums.append(scaled_RV.exp_().sum(-1))
+        parts.append(torch.stack(sums, dim=1).log())
+    return torch.cat(parts)
+
+
+def _truncated(
+    logits_RV: Tensor, of_S: Tensor, token_S: Tensor, parameters: SamplingParameters, order: Order
+) -> Tensor:
+    """log p_a(y) under one truncating set."""
+    log_p_S = torch.full((len(of_S),), -torch.inf, device=logits_RV.device)
+    for first in range(0, len(logits_RV), _SORTED):
+        logits_DV = logits_RV[first : first + _SORTED]
+        sets = parameters[torch.zeros(len(logits_DV), dtype=torch.int64)]
+        for member_D, top_DK, index_DK, size_D in supports(logits_DV, sets, order):
+            inside_S = torch.isin(of_S, member_D + first)
+            local_S = torch.searchsorted(member_D, of_S[inside_S] - first)
+            kept_DK = torch.arange(top_DK.shape[1], device=top_DK.device) < size_D[:, None]
+            scaled_DK = (top_DK / parameters.temperature_K).masked_fill(~kept_DK, -torch.inf)
+            log_p_DK = scaled_DK.log_softmax(-1)
+            is_token_SK = index_DK[local_S] == token_S[inside_S][:, None]
+            found_S = log_p_DK[local_S].masked_fill(~is_token_SK, -torch.inf).amax(-1)
+            log_p_S[inside_S] = found_S.float()
+    return log_p_S
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """N recorded tokens, in the order in which they were drawn.
+
+    Attributes:
+        hidden_NH: h_t, bfloat16.
+        request_N: whose token it is: a position among the requests of the call.
+        t_N: tokens written before it.
+        budget_N: the token budget b; what remains is b − t.
+        parallel_N: the parallel budget B.
+        action_N: the action a_t.
+        log_pi_NA: log π(a | x_t) over all actions, as it was when the action was drawn.
+        log_p_NA: log p_a(y_t) of the sampled token under every action; −inf where an action excludes it.
+        entropy_N: of the untempered distribution, in nats.
+        p_max_N: its largest probability.
+    """
+
+    hidden_NH: Float[Tensor, "N H"]
+    request_N: Int[Tensor, " N"]
+    t_N: Int[Tensor, " N"]
+    budget_N: Int[Tensor, " N"]
+    parallel_N: Int[Tensor, " N"]
+    action_N: Int[Tensor, " N"]
+    log_pi_NA: Float[Tensor, "N A"]
+    log_p_NA: Float[Tensor, "N A"]
+    entropy_N: Float[Tensor, " N"]
+    p_max_N: Float[Tensor, " N"]
+
+    def __len__(self) -> int:
+        return len(self.request_N)
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """The tokens at ``index`` (positions, a mask or a range)."""
+        return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @property
+    def log_mu_N(self) -> Float[Tensor, " N"]:
+        """log μ(y_t | x_t), as it was when the token was drawn."""
+        return (self.log_pi_NA + self.log_p_NA).logsumexp(1)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Several as one (at least one)."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def bytes_per_token(hidden_size: int, actions: int) -> int:
+    """Memory of one recorded token: bfloat16 hidden state, two float32 per action, seven further numbers of 8 bytes."""
+    return 2 * hidden_size + 8 * actions + 7 * 8
+
+
+class Recorder:
+    """Observes a decode loop and keeps its unmasked tokens.
+
+    Memory: at most requests × token budget × :func:`bytes_per_token`, on the CPU.
+
+    Args:
+        order: the order of the transforms.
+        mask_above: tokens whose p_max lies above are left out; None records every token.
+    """
+
+    def __init__(self, order: Order, mask_above: float | None = 0.95) -> None:
+        self._order = order
+        self._mask_above = mask_above
+        self._parts: list[Steps] = []
+        self.tokens = 0
+        """Tokens seen, masked ones included."""
+
+    def observe(self, state: StepState, decision: Decision, token_S: Int[Tensor, " S"]) -> None:
+        """Record one step."""
+        self.tokens += len(token_S)
+        statistics = row_statistics(state.logits_BV)
+        keep_S = self._unmasked(statistics, state.row_S)
+        if not bool(keep_S.any()):
+            return
+        row_S, token_S, choice_S = state.row_S[keep_S], token_S[keep_S], decision.choice_S[keep_S]
+        if decision.log_pi_SK is not None:
+            log_pi_SA = decision.log_pi_SK[keep_S].float()
+        else:  # a policy that draws nothing is certain of its choice
+            log_pi_SA = torch.nn.functional.one_hot(choice_S, len(decision.parameters)).float().log()
+        log_p_SA = token_log_probabilities(
+            state.logits_BV, row_S, token_S, decision.parameters, self._order, statistics
+        )
+        self._parts.append(
+            Steps(
+                *(
+                    tensor.cpu()
+                    for tensor in (
+                        state.hidden_BH[row_S].bfloat16(),
+                        state.request_S[keep_S],
+                        state.t_S[keep_S],
+                        state.budget_S[keep_S],
+                        state.parallel_S[keep_S],
+                        choice_S,
+                        log_pi_SA,
+                        log_p_SA,
+                        statistics.entropy_B[row_S],
+                        statistics.p_max_B[row_S],
+                    )
+                )
+            )
+        )
+
+    def _unmasked(self, statistics: RowStatistics, row_S: Tensor) -> Bool[Tensor, " S"]:
+        if self._mask_above is None:
+            return torch.ones_like(row_S, dtype=torch.bool)
+        return (statistics.p_max_B <= self._mask_above)[row_S]
+
+    def steps(self) -> Steps | None:
+        """What was recorded, sorted by request and step; None if every token was masked."""
+        if not self._parts:
+            return None
+        steps = Steps.joined(self._parts)
+        order_N = torch.argsort(steps.request_N * (int(steps.t_N.max()) + 1) + steps.t_N)
+        return steps[order_N]
