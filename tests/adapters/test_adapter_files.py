@@ -1,10 +1,11 @@
-"""Adapter folders: the round trip, every way of damage, killed saves, and a stand-in for the Hub."""
+"""Adapter folders of both kinds: the round trip, every way of damage, killed saves, and a stand-in for the Hub."""
 
 import base64
 import contextlib
 import errno
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -24,7 +26,8 @@ from hypothesis import strategies as st
 
 from rheostat.adapters.files import BaseModel, LoadedAdapter, load_adapter, push_adapter, save_adapter
 from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
-from rheostat.decoding.spaces import TABLE_13
+from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenConfig, TokenInputs
+from rheostat.decoding.spaces import TABLE_13, TABLE_14
 from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.errors import AdapterError, StoreError
 from rheostat.generate import generate
@@ -46,8 +49,25 @@ def adapter_of(seed: int = 0, with_budget: bool = True) -> SequenceAdapter:
     return adapter
 
 
-def outputs(adapter: SequenceAdapter) -> torch.Tensor:
-    return adapter.probabilities(torch.arange(10.0).view(2, 5), torch.tensor([1, 4]))
+def token_adapter_of(
+    features: str = "hidden+entropy", with_budget: bool = True, budgets: tuple[int, ...] = (1, 4)
+) -> TokenAdapter:
+    config = TokenConfig(5, Features(features), with_budget, budgets, width=6, budget_width=3, temperature=0.4)
+    adapter = TokenAdapter(config, ActionSpace(TABLE_14.strategies, Order.TRANSFORMERS))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        adapter.output.weight.normal_(generator=generator)
+    if adapter.standardizer is not None:
+        adapter.standardizer.fit(torch.randn(9, 5, generator=generator))
+    return adapter
+
+
+def outputs(adapter: SequenceAdapter | TokenAdapter) -> torch.Tensor:
+    embedding_NH, budget_N = torch.arange(10.0).view(2, 5), torch.tensor([1, 4])
+    if isinstance(adapter, TokenAdapter):
+        inputs = TokenInputs(embedding_NH, torch.tensor([0.1, 2.0]), budget_N, budget_N + 7, budget_N)
+        return adapter.log_probabilities(inputs).detach()
+    return adapter.probabilities(embedding_NH, budget_N)
 
 
 @pytest.fixture
@@ -56,7 +76,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def require_equal(loaded: LoadedAdapter, adapter: SequenceAdapter) -> None:
+@pytest.fixture
+def token_folder(tmp_path: Path) -> Path:
+    save_adapter(tmp_path / "token-adapter", token_adapter_of(), BASE, TRAINING, METRICS)
+    return tmp_path / "token-adapter"
+
+
+def require_equal(loaded: LoadedAdapter[Any], adapter: SequenceAdapter | TokenAdapter) -> None:
+    assert type(loaded.adapter) is type(adapter)
+    expected = adapter.state_dict()
+    assert list(loaded.adapter.state_dict()) == list(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.adapter.state_dict().items())
     assert torch.equal(outputs(loaded.adapter), outputs(adapter))
     assert (loaded.adapter.config, loaded.adapter.space) == (adapter.config, adapter.space)
     assert not loaded.adapter.training
@@ -77,6 +107,46 @@ def test_an_adapter_comes_back_as_it_was(tmp_path: Path, with_budget: bool) -> N
     require_equal(load_adapter(tmp_path / "new" / "adapter", base=BASE), adapter)
     assert sorted(p.name for p in (tmp_path / "new" / "adapter").iterdir()) == FILES
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("features", "with_budget", "budgets"), list(itertools.product(Features, (True, False), ((), (1, 4))))
+)
+def test_a_token_adapter_comes_back_as_it_was(
+    tmp_path: Path, features: str, with_budget: bool, budgets: tuple[int, ...]
+) -> None:
+    adapter = token_adapter_of(features, with_budget, budgets)
+    save_adapter(tmp_path / "adapter", adapter, BASE, TRAINING, METRICS)
+    loaded = load_adapter(tmp_path / "adapter", base=BASE, kind="token")
+    require_equal(loaded, adapter)
+    assert AdaptiveDecoding(loaded.adapter).key == AdaptiveDecoding(adapter).key
+    require_equal(load_adapter(tmp_path / "adapter"), adapter)
+    fields = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
+    assert (fields["format_version"], fields["kind"], fields["budgets"]) == (1, "token", list(budgets))
+    sizes = {"width": 6, "budget_width": 3, "dropout": 0.1, "temperature": 0.4}
+    assert fields["features"] == sizes | {"features": features, "with_budget": with_budget}
+
+
+def test_an_adapter_of_the_other_kind_is_refused_where_one_kind_is_needed(folder: Path, token_folder: Path) -> None:
+    assert isinstance(load_adapter(folder, kind="sequence").adapter, SequenceAdapter)
+    text = refusal(folder, base=BASE, kind="token")
+    assert text.startswith(f"{folder}: this is a sequence-level adapter, a token-level one is needed: ")
+    text = refusal(token_folder, base=BASE, kind="sequence")
+    assert text.startswith(f"{token_folder}: this is a token-level adapter, a sequence-level one is needed: ")
+
+
+def test_a_token_adapter_is_for_its_base_model_too(token_folder: Path, tmp_path: Path) -> None:
+    assert "trained for owner/base-model@main" in refusal(token_folder, base=BaseModel("other", None, 5, "beef"))
+    for features in Features:  # one that reads the entropy alone is tied to its model as well
+        with pytest.raises(AdapterError, match=r"5 numbers, but owner/base-model@main has 6"):
+            save_adapter(
+                tmp_path / "a", token_adapter_of(features), BaseModel("owner/base-model", "main", 6, "f"), {}, {}
+            )
+
+
+def test_a_kind_replaces_the_other_in_its_folder(folder: Path) -> None:
+    save_adapter(folder, token_adapter_of(), BASE, TRAINING, METRICS)
+    require_equal(load_adapter(folder, kind="token"), token_adapter_of())
 
 
 def test_json_has_no_tuples_and_no_numbers_that_are_not_finite(tmp_path: Path) -> None:
@@ -104,20 +174,55 @@ def test_the_model_card_shows_what_was_measured(folder: Path) -> None:
     assert "--adapter DIR" in card
 
 
-def test_the_snippet_of_the_model_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+def test_the_snippet_of_the_model_card_runs(
+    folder: Path, token_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    place = folder if kind == "sequence" else token_folder
+    found = re.search(r"```python\n(.*?)```", (place / "README.md").read_text(), re.DOTALL)
     assert found
     asked: dict[str, Any] = {}
     signature = inspect.signature(generate)
 
     def stand_in(*positional: Any, **named: Any) -> dict[str, Any]:
         asked.update(signature.bind(*positional, **named).arguments)
-        return {"strategy": "T=1", "probabilities": {}, "completions": [{"text": "84", "tokens": 1}]}
+        chosen = {"strategy": "T=1"} if kind == "sequence" else {}  # no one strategy made the completion
+        return chosen | {"probabilities": {}, "completions": [{"text": "84", "tokens": 1}]}
 
     monkeypatch.setattr("rheostat.generate.generate", stand_in)
     exec(compile(found[1], "README.md", "exec"), {})
     assert asked["model"] == "owner/base-model"
     assert asked["adapter"] == "DIR"
+
+
+@pytest.mark.parametrize(
+    ("features", "with_budget", "budgets", "reads"),
+    [
+        ("hidden", False, (), "the model's last hidden state"),
+        (
+            "hidden+entropy",
+            True,
+            (),
+            "the model's last hidden state, the entropy of the model's next-token distribution and the remaining and "
+            "the total token budget",
+        ),
+        (
+            "entropy",
+            False,
+            (1, 4),
+            "the entropy of the model's next-token distribution and the parallel budget B (trained for pass@B with "
+            "B = 1, 4)",
+        ),
+    ],
+)
+def test_the_card_of_a_token_adapter_says_what_it_reads(
+    tmp_path: Path, features: str, with_budget: bool, budgets: tuple[int, ...], reads: str
+) -> None:
+    save_adapter(tmp_path / "a", token_adapter_of(features, with_budget, budgets), BASE, TRAINING, METRICS)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"token-level decoding adapter: before every token it reads {reads}, and picks one of 4 " in card
+    assert ("trained for pass@1 and does not see" in card) is not bool(budgets)
+    assert 'rheostat generate "What is 12 * 7?" --model "owner/base-model" --adapter DIR' in card
 
 
 def test_a_local_path_stays_out_of_the_front_matter(tmp_path: Path) -> None:
@@ -154,7 +259,12 @@ def reweigh(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], r
         (lambda f: f["base_model"].pop("fingerprint"), r"base_model\.fingerprint: is missing"),
         (lambda f: f.update(format_version=2), "format_version 2: this Rheostat reads version 1"),
         (lambda f: f.update(format_version=True), "format_version True"),
-        (lambda f: f.update(kind="token"), "kind 'token'"),
+        (
+            lambda f: f.update(kind="both"),
+            "kind 'both': this Rheostat loads adapters of kind 'sequence' and 'token' only",
+        ),
+        (lambda f: f.update(kind=["token"]), r"kind \['token'\]"),
+        (lambda f: f.update(kind="token"), r"features\.features: is missing"),
         (lambda f: f.pop("kind"), "not the description of an adapter"),
         (lambda f: f["features"].update(with_budget=1), r"features\.with_budget"),
         (lambda f: f["features"].update(width="6"), r"features\.width"),
@@ -183,6 +293,66 @@ def test_a_damaged_description_is_refused(folder: Path, change: Callable[[Any], 
     assert str(folder) in text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.update(kind="sequence"), r"features\.pooling: is missing"),
+        (lambda f: f["features"].update(pooling="last"), r"features\.pooling: unknown key"),
+        (
+            lambda f: f["features"].update(features="logits"),
+            r"features\.features: Input should be 'hidden', 'entropy' or",
+        ),
+        (lambda f: f["features"].update(features=1), r"features\.features"),
+        (lambda f: f["features"].pop("with_budget"), r"features\.with_budget: is missing"),
+        (lambda f: f["features"].update(temperature=0), "temperature must be a number above 0"),
+        (lambda f: f.update(budgets=[4, 1]), "budgets must be"),
+        (lambda f: f.update(budgets=[]), r"hidden_1\.weight has shape \(6, 14\), .* asks for \(6, 11\)"),
+        (lambda f: f["features"].update(features="hidden"), "unknown tensor entropy_encoder"),
+        (lambda f: f["features"].update(features="entropy", with_budget=False), "unknown tensor budget_encoder"),
+        (lambda f: f["action_space"].update(strategies=f["action_space"]["strategies"][:1]), "at least two actions"),
+        (lambda f: f["action_space"]["strategies"].pop(), r"output\.bias has shape \(4,\), .* asks for \(3,\)"),
+        (lambda f: f["base_model"].update(hidden_size=6), r"hidden_1\.weight has shape"),
+        (lambda f: f["base_model"].update(hidden_size=10**12), "too small for the sizes"),
+        (lambda f: f["features"].update(width=10**12), "too small for the sizes"),
+        (lambda f: f["features"].update(budget_width=10**9), "too small for the sizes"),
+        (lambda f: f.update(weights_sha256="0" * 64), "not the weights that"),
+    ],
+)
+def test_a_damaged_description_of_a_token_adapter_is_refused(
+    token_folder: Path, change: Callable[[Any], object], message: str
+) -> None:
+    rewrite(token_folder, change)
+    text = refusal(token_folder)
+    assert re.search(message, text), text
+    assert str(token_folder) in text
+
+
+class Built(Exception):
+    """The network was about to be built."""
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [("hidden", False, ()), ("entropy", False, ()), ("hidden", True, ()), ("hidden", False, (1, 4))],
+)
+@pytest.mark.parametrize("size", ["hidden_size", "width", "budget_width"])
+def test_sizes_that_the_weights_do_not_have_are_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: tuple[str, bool, tuple[int, ...]], size: str
+) -> None:
+    """The bound counts the matrices that the variant has: what it has not may be of any size."""
+    save_adapter(tmp_path / "a", token_adapter_of(*variant), BASE, {}, {})
+    monkeypatch.setattr("rheostat.adapters.files.TokenAdapter", Mock(side_effect=Built))
+    with pytest.raises(Built):
+        load_adapter(tmp_path / "a")  # a whole one gets that far
+    rewrite(tmp_path / "a", lambda f: f["base_model" if size == "hidden_size" else "features"].update({size: 10**9}))
+    reads_hidden, has_codes = variant[0] == "hidden", variant != ("hidden", False, ())
+    if {"hidden_size": reads_hidden, "budget_width": has_codes}.get(size, True):
+        assert "too small for the sizes" in refusal(tmp_path / "a")
+    else:
+        with pytest.raises(Built):
+            load_adapter(tmp_path / "a")
+
+
 def set_value(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], object]:
     return lambda tensors: tensors[name].view(-1)[0].fill_(value)
 
@@ -205,14 +375,45 @@ def test_damaged_weights_are_refused(folder: Path, change: Callable[[Any], objec
     assert re.search(message, text), text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("parallel_encoder.output.bias"), r"tensor parallel_encoder\.output\.bias is missing"),
+        (lambda t: t.update(more=torch.zeros(1)), "unknown tensor more"),
+        (lambda t: t.update({"budget_encoder.hidden.weight": torch.zeros(3, 1)}), r"has shape \(3, 1\), .* \(3, 2\)"),
+        (lambda t: t.update({"hidden_2.bias": t["hidden_2.bias"].half()}), r"must be torch\.float32"),
+        (set_value("entropy_encoder.output.bias", float("nan")), r"entropy_encoder\.output\.bias holds values"),
+        (set_value("standardizer.scale_H", -1.0), "scale_H must be above 0"),
+    ],
+)
+def test_damaged_weights_of_a_token_adapter_are_refused(
+    token_folder: Path, change: Callable[[Any], object], message: str
+) -> None:
+    reweigh(token_folder, change)
+    text = refusal(token_folder)
+    assert re.search(message, text), text
+
+
+def test_an_adapter_that_reads_the_entropy_alone_has_no_standardizer(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a", token_adapter_of("entropy"), BASE, {}, {})
+    reweigh(tmp_path / "a", lambda tensors: tensors.update({"standardizer.scale_H": torch.ones(5)}))
+    assert "unknown tensor standardizer.scale_H" in refusal(tmp_path / "a")
+
+
 def test_weights_of_another_adapter_are_refused(folder: Path) -> None:
     reweigh(folder, set_value("hidden_2.bias", 0.25), rehash=False)
     assert "these are not the weights" in refusal(folder)
 
 
+@pytest.mark.parametrize("saved", [adapter_of(), token_adapter_of()], ids=["sequence", "token"])
 @given(data=st.data())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_byte_is_cut_or_flipped_the_adapter_is_refused_or_whole(folder: Path, data: st.DataObject) -> None:
+def test_whatever_byte_is_cut_or_flipped_the_adapter_is_refused_or_whole(
+    tmp_path: Path, saved: SequenceAdapter | TokenAdapter, data: st.DataObject
+) -> None:
+    folder = tmp_path / "adapter"
+    if not folder.exists():
+        save_adapter(folder, saved, BASE, TRAINING, METRICS)
     copy = folder.with_name("copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
@@ -228,12 +429,8 @@ def test_whatever_byte_is_cut_or_flipped_the_adapter_is_refused_or_whole(folder:
         refusal(copy)
         return
     with contextlib.suppress(AdapterError):  # a digit of a free value, or space between values, may well change
-        require_equal_weights(load_adapter(copy).adapter)
-
-
-def require_equal_weights(adapter: SequenceAdapter) -> None:
-    expected = adapter_of().state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter.state_dict().items())
+        loaded, expected = load_adapter(copy).adapter.state_dict(), saved.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
 
 
 def test_another_base_model_is_refused_by_name(folder: Path) -> None:
@@ -468,8 +665,8 @@ def test_what_keeps_an_adapter_from_being_pushed_is_said(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in push_refusal(folder, "owner/adapter", token=Hub.TOKEN)
     assert "no such folder" in push_refusal(folder / "nothing", "owner/adapter", token=Hub.TOKEN)
-    rewrite(folder, lambda fields: fields.update(kind="token"))
-    assert "kind 'token'" in push_refusal(folder, "owner/adapter", token=Hub.TOKEN)
+    rewrite(folder, lambda fields: fields.update(kind="both"))
+    assert "kind 'both'" in push_refusal(folder, "owner/adapter", token=Hub.TOKEN)
     assert Hub.files == {}
 
 

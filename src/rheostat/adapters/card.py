@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from rheostat.adapters.description import Config
 from rheostat.adapters.sequence import SequenceConfig
 from rheostat.decoding.strategy import ActionSpace
 
@@ -14,7 +15,7 @@ _OFF = "–"
 
 def model_card(
     base_id: str,
-    config: SequenceConfig,
+    config: Config,
     space: ActionSpace,
     training: Mapping[str, object],
     metrics: Mapping[str, object],
@@ -30,15 +31,11 @@ def model_card(
             results; other numbers and texts are listed below it.
     """
     name = _cell(base_id)
-    reads = f"the {config.pooling} hidden state of the prompt"
-    if config.with_budget:
-        reads += f" and the parallel budget B (trained for B = {', '.join(map(str, config.budgets))})"
     parts = [
         _front_matter(base_id),
         f"# Decoding adapter for {name}",
-        f"A sequence-level decoding adapter: it reads {reads}, and picks one of {len(space)} decoding strategies for "
-        f"the whole completion. The base model itself stays as it is. The method is that of *Learning Adaptive LLM "
-        "Decoding* (Su et al., 2026, arXiv:2603.09065), as implemented by Rheostat.",
+        f"{_nature(config, len(space))} The base model itself stays as it is. The method is that of *Learning Adaptive "
+        "LLM Decoding* (Su et al., 2026, arXiv:2603.09065), as implemented by Rheostat.",
         "## Strategies",
         _table(
             ("#", "temperature", "top-k", "top-p", "min-p"),
@@ -50,8 +47,38 @@ def model_card(
     ]
     if shown := [(key, value) for key, value in training.items() if _is_plain(value)]:
         parts += ["## Training", _table(("what", "value"), shown)]
-    parts += ["## How to use it", _usage(base_id)]
+    parts += ["## How to use it", _usage(base_id, config)]
     return "\n\n".join(parts) + "\n"
+
+
+def _nature(config: Config, actions: int) -> str:
+    """What the adapter reads and what it picks."""
+    budgets = ", ".join(map(str, config.budgets))
+    if isinstance(config, SequenceConfig):
+        reads = [f"the {config.pooling} hidden state of the prompt"]
+        if config.with_budget:
+            reads.append(f"the parallel budget B (trained for B = {budgets})")
+        return (
+            f"A sequence-level decoding adapter: it reads {_listed(reads)}, and picks one of {actions} decoding "
+            "strategies for the whole completion."
+        )
+    seen = {
+        "the model's last hidden state": config.reads_hidden,
+        "the entropy of the model's next-token distribution": config.reads_entropy,
+        "the remaining and the total token budget": config.with_budget,
+        f"the parallel budget B (trained for pass@B with B = {budgets})": bool(budgets),
+    }
+    blind = "" if budgets else " It was trained for pass@1 and does not see how many completions are sampled."
+    return (
+        "A token-level decoding adapter: before every token it reads "
+        f"{_listed([name for name, is_seen in seen.items() if is_seen])}, and picks one of {actions} decoding "
+        f"strategies for that token.{blind}"
+    )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _front_matter(base_id: str) -> str:
@@ -87,7 +114,9 @@ def _results(metrics: Mapping[str, object]) -> list[str]:
     return parts or ["No results were stored with this adapter."]
 
 
-def _usage(base_id: str) -> str:
+def _usage(base_id: str, config: Config) -> str:
+    # one strategy for the whole completion is a result; one for each token is not
+    shown = 'result["strategy"], ' if isinstance(config, SequenceConfig) else ""
     model = json.dumps(base_id, ensure_ascii=False)
     return f"""`DIR` is this folder, or its id on the Hub (`owner/name`).
 
@@ -99,7 +128,7 @@ rheostat generate "What is 12 * 7?" --model {model} --adapter DIR --budget 4
 from rheostat.generate import generate
 
 result = generate("What is 12 * 7?", model={model}, adapter="DIR", budget=4)
-print(result["strategy"], [completion["text"] for completion in result["completions"]])
+print({shown}[completion["text"] for completion in result["completions"]])
 ```"""
 
 

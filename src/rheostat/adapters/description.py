@@ -11,11 +11,13 @@ import pydantic
 from pydantic import JsonValue
 
 from rheostat.adapters.sequence import SequenceConfig
+from rheostat.adapters.token import Features, TokenConfig
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.errors import AdapterError, ConfigError
 
 FORMAT_VERSION = 1
-KIND = "sequence"
+Kind = Literal["sequence", "token"]
+Config = SequenceConfig | TokenConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,21 @@ class _Base(_Schema):
 
 
 class _Features(_Schema):
-    """The fields of SequenceConfig but ``hidden_size`` (the base model's) and ``budgets``, each written once."""
+    """The fields of an adapter's configuration but ``hidden_size`` (the base model's) and ``budgets``."""
 
     with_budget: bool
     width: int
     budget_width: int
     dropout: float
     temperature: float
+
+
+class _SequenceFeatures(_Features):
     pooling: str
+
+
+class _TokenFeatures(_Features):
+    features: Features
 
 
 class _Strategy(_Schema):
@@ -70,7 +79,7 @@ class Description(_Schema):
     """``adapter.json``. ``weights_sha256`` ties it to its ``adapter.safetensors``."""
 
     format_version: int
-    kind: str
+    kind: Kind
     base_model: _Base
     features: _Features
     action_space: _ActionSpace
@@ -80,9 +89,28 @@ class Description(_Schema):
     weights_sha256: str
 
 
+class _SequenceDescription(Description):
+    features: _SequenceFeatures
+
+
+class _TokenDescription(Description):
+    features: _TokenFeatures
+
+
+_KINDS: dict[Kind, tuple[type[Description], type[Config]]] = {
+    "sequence": (_SequenceDescription, SequenceConfig),
+    "token": (_TokenDescription, TokenConfig),
+}
+
+
+def kind_of(config: Config) -> Kind:
+    """The level at which an adapter with this configuration decides."""
+    return "sequence" if isinstance(config, SequenceConfig) else "token"
+
+
 def describe(
     path: Path,
-    config: SequenceConfig,
+    config: Config,
     space: ActionSpace,
     base: BaseModel,
     training: Mapping[str, object],
@@ -94,13 +122,15 @@ def describe(
     Raises:
         AdapterError: training or metrics hold what JSON cannot write.
     """
+    kind = kind_of(config)
+    schema, _ = _KINDS[kind]
     features = asdict(config)
     del features["hidden_size"], features["budgets"]
     try:
-        return Description.model_validate(
+        return schema.model_validate(
             {
                 "format_version": FORMAT_VERSION,
-                "kind": KIND,
+                "kind": kind,
                 "base_model": asdict(base),
                 "features": features,
                 "action_space": {
@@ -117,20 +147,20 @@ def describe(
         _refuse(path, error)
 
 
-def read(path: Path, content: bytes) -> tuple[Description, SequenceConfig, ActionSpace]:
+def read(path: Path, content: bytes) -> tuple[Description, Config, ActionSpace]:
     """The description in ``content``, and what its network is built from; ``path`` is named in errors.
 
     Raises:
         AdapterError: no JSON, another format version or kind, an unknown key, a missing or wrong field.
     """
-    _check_format(path, content)
+    schema, config_of = _KINDS[_kind(path, content)]
     try:
-        description = Description.model_validate_json(content)
+        description = schema.model_validate_json(content)
         space = ActionSpace(
             tuple(Strategy(**fields.model_dump()) for fields in description.action_space.strategies),
             Order(description.action_space.order),
         )
-        config = SequenceConfig(
+        config = config_of(
             hidden_size=description.base_model.hidden_size,
             budgets=description.budgets,
             **description.features.model_dump(),
@@ -142,7 +172,7 @@ def read(path: Path, content: bytes) -> tuple[Description, SequenceConfig, Actio
     return description, config, space
 
 
-def _check_format(path: Path, content: bytes) -> None:
+def _kind(path: Path, content: bytes) -> Kind:
     """Format and kind come first: what another version or kind holds is not for this one to judge."""
     try:
         fields = json.loads(content, parse_constant=_refuse_constant)
@@ -155,8 +185,11 @@ def _check_format(path: Path, content: bytes) -> None:
         raise AdapterError(
             f"{path}: format_version {version!r}: this Rheostat reads version {FORMAT_VERSION}; update Rheostat"
         )
-    if kind != KIND:
-        raise AdapterError(f"{path}: kind {kind!r}: this Rheostat loads adapters of kind '{KIND}' only")
+    for known in _KINDS:
+        if kind == known:
+            return known
+    names = " and ".join(f"'{known}'" for known in _KINDS)
+    raise AdapterError(f"{path}: kind {kind!r}: this Rheostat loads adapters of kind {names} only")
 
 
 def _refuse_constant(name: str) -> Never:

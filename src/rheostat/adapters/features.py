@@ -1,6 +1,7 @@
 """What an adapter's network reads: standardised hidden states, and the budget as a vector."""
 
 import math
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -26,11 +27,33 @@ def seeded_linear(in_features: int, out_features: int, generator: torch.Generato
     return layer
 
 
-_BUDGET_GAIN = 6.0
+_GAIN = 6.0
 
 
-class BudgetEncoder(nn.Module):
-    """A budget as a vector of ``width`` numbers.
+class ScalarEncoder(nn.Module):
+    """A few numbers of about one to ten as a vector of ``width`` numbers: a two-layer MLP.
+
+    Args:
+        inputs: how many numbers it reads.
+        width: how many numbers it gives, also the width of its hidden layer.
+        generator: where the initial weights come from; by default torch's global generator.
+    """
+
+    def __init__(self, inputs: int, width: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.hidden = seeded_linear(inputs, width, generator)
+        self.output = seeded_linear(width, width, generator)
+        with torch.no_grad():  # inputs from 0 to 3 then differ by about one standard deviation, as embeddings do
+            self.output.weight.mul_(_GAIN)
+
+    def encode(self, value_NI: Float[Tensor, "N I"]) -> Float[Tensor, "N W"]:
+        """The code of each row."""
+        code_NW: Tensor = self.output(functional.silu(self.hidden(value_NI)))
+        return code_NW
+
+
+class BudgetEncoder(ScalarEncoder):
+    """A parallel budget B as a vector of ``width`` numbers.
 
     "We encode the budget value using a two-layer MLP, then concatenate it to the embedding of the context" (paper,
     section 3.1). The MLP reads log2 of the budget: budgets double (1, 2, 4, 8), so that log2 spaces them evenly and
@@ -42,11 +65,7 @@ class BudgetEncoder(nn.Module):
     """
 
     def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.hidden = seeded_linear(1, width, generator)
-        self.output = seeded_linear(width, width, generator)
-        with torch.no_grad():  # budgets of 1 to 8 then differ by about one standard deviation, as embeddings do
-            self.output.weight.mul_(_BUDGET_GAIN)
+        super().__init__(1, width, generator)
 
     def forward(self, budget_P: Int[Tensor, " P"]) -> Float[Tensor, "P W"]:
         """The code of each budget.
@@ -57,11 +76,41 @@ class BudgetEncoder(nn.Module):
         Raises:
             ConfigError: a budget below 1.
         """
-        if bool((budget_P < 1).any()):
-            raise ConfigError(f"budget must be at least 1, got {budget_P.min().item()}")
-        log_P1 = budget_P.to(self.hidden.weight).log2().unsqueeze(-1)
-        code_PW: Tensor = self.output(functional.silu(self.hidden(log_P1)))
-        return code_PW
+        return self.encode(_log2(budget_P, self.hidden.weight)[:, None])
+
+
+class TokenBudgetEncoder(ScalarEncoder):
+    """The remaining and the total token budget as a vector of ``width`` numbers.
+
+    The MLP reads log2 of the share that remains, −log2 b to 0, and log2 of the total, centred at 64 tokens.
+
+    Args:
+        width: how many numbers it gives, also the width of its hidden layer.
+        generator: where the initial weights come from; by default torch's global generator.
+    """
+
+    def __init__(self, width: int, generator: torch.Generator | None = None) -> None:
+        super().__init__(2, width, generator)
+
+    def forward(self, remaining_N: Int[Tensor, " N"], budget_N: Int[Tensor, " N"]) -> Float[Tensor, "N W"]:
+        """The code of b_t and b.
+
+        Args:
+            remaining_N: b_t = b − t, at least 1.
+            budget_N: b, at least 1.
+
+        Raises:
+            ConfigError: a budget below 1.
+        """
+        log_total_N = _log2(budget_N, self.hidden.weight)
+        log_share_N = _log2(remaining_N, self.hidden.weight) - log_total_N
+        return self.encode(torch.stack([log_share_N, (log_total_N - 6) / 2], dim=1))
+
+
+def _log2(budget_N: Tensor, like: Tensor) -> Tensor:
+    if bool((budget_N < 1).any()):
+        raise ConfigError(f"budget must be at least 1, got {budget_N.min().item()}")
+    return budget_N.to(like).log2()
 
 
 class Standardizer(nn.Module):
@@ -126,3 +175,35 @@ def require_size(embedding_PH: Tensor, hidden_size: int) -> None:
             f"the adapter reads embeddings of {hidden_size} numbers, got {embedding_PH.shape[1]}: "
             "use the base model that it was trained for"
         )
+
+
+class Sizes(Protocol):
+    """The fields that the configurations of both adapters share."""
+
+    @property
+    def budgets(self) -> tuple[int, ...]: ...
+
+
+def require_fields(config: Sizes, allow_no_budgets: bool = False) -> None:
+    """Refuse an adapter's configuration with a field outside its range, with a ConfigError that names it."""
+    for name in ("hidden_size", "width", "budget_width"):
+        if not _is_whole(getattr(config, name)):
+            raise ConfigError(f"adapter: {name} must be a whole number of at least 1, got {getattr(config, name)!r}")
+    with_budget, dropout, temperature = (getattr(config, name) for name in ("with_budget", "dropout", "temperature"))
+    if not isinstance(with_budget, bool):
+        raise ConfigError(f"adapter: with_budget must be true or false, got {with_budget!r}")
+    if not (_is_number(dropout) and 0 <= dropout < 1):
+        raise ConfigError(f"adapter: dropout must lie in [0, 1), got {dropout!r}")
+    if not (_is_number(temperature) and 0 < temperature < math.inf):
+        raise ConfigError(f"adapter: temperature must be a number above 0, got {temperature!r}")
+    budgets = list(config.budgets)
+    if not all(map(_is_whole, budgets)) or budgets != sorted(set(budgets)) or not (budgets or allow_no_budgets):
+        raise ConfigError(f"adapter: budgets must be whole numbers of at least 1 in rising order, got {budgets}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

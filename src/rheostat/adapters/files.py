@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Literal, TypeVar, overload
 
 import safetensors.torch
 import torch
@@ -14,22 +15,26 @@ from safetensors import SafetensorError
 
 from rheostat.adapters import hub
 from rheostat.adapters.card import model_card
-from rheostat.adapters.description import BaseModel, describe, read
+from rheostat.adapters.description import BaseModel, Config, Kind, describe, kind_of, read
 from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
+from rheostat.adapters.token import TokenAdapter
 from rheostat.decoding.strategy import ActionSpace
-from rheostat.errors import AdapterError
+from rheostat.errors import AdapterError, ConfigError
 from rheostat.files import atomic_write, disk_error, make_folder, sync_folder
 
 __all__ = ["BaseModel", "LoadedAdapter", "load_adapter", "push_adapter", "save_adapter"]
 
 WEIGHTS, DESCRIPTION, CARD = "adapter.safetensors", "adapter.json", "README.md"
 
+Adapter = SequenceAdapter | TokenAdapter
+AdapterT = TypeVar("AdapterT", bound=Adapter, covariant=True)
+
 
 @dataclass(frozen=True, slots=True)
-class LoadedAdapter:
+class LoadedAdapter(Generic[AdapterT]):
     """An adapter in evaluation mode, what it was trained for and how, and the folder it was read from."""
 
-    adapter: SequenceAdapter
+    adapter: AdapterT
     base: BaseModel
     training: Mapping[str, JsonValue]
     metrics: Mapping[str, JsonValue]
@@ -38,7 +43,7 @@ class LoadedAdapter:
 
 def save_adapter(
     folder: str | Path,
-    adapter: SequenceAdapter,
+    adapter: Adapter,
     base: BaseModel,
     training: Mapping[str, object],
     metrics: Mapping[str, object],
@@ -92,20 +97,50 @@ def save_adapter(
         shutil.rmtree(new, ignore_errors=True)
 
 
+@overload
 def load_adapter(
-    folder_or_hub_id: str | Path, base: BaseModel | None = None, revision: str | None = None
-) -> LoadedAdapter:
+    folder_or_hub_id: str | Path, base: BaseModel | None = None, revision: str | None = None, kind: None = None
+) -> LoadedAdapter[Adapter]: ...
+@overload
+def load_adapter(
+    folder_or_hub_id: str | Path,
+    base: BaseModel | None = None,
+    revision: str | None = None,
+    *,
+    kind: Literal["sequence"],
+) -> LoadedAdapter[SequenceAdapter]: ...
+@overload
+def load_adapter(
+    folder_or_hub_id: str | Path,
+    base: BaseModel | None = None,
+    revision: str | None = None,
+    *,
+    kind: Literal["token"],
+) -> LoadedAdapter[TokenAdapter]: ...
+def load_adapter(
+    folder_or_hub_id: str | Path,
+    base: BaseModel | None = None,
+    revision: str | None = None,
+    kind: Kind | None = None,
+) -> LoadedAdapter[Adapter]:
     """Read an adapter and check all of it. Nothing in its files is ever executed.
 
     Args:
         folder_or_hub_id: a folder, or ``owner/name`` on the Hugging Face Hub where no such folder exists.
         base: the model it is to be used with; by default it is not compared.
         revision: branch, tag or commit on the Hub.
+        kind: the level that is needed, ``sequence`` or ``token``; by default either.
 
     Raises:
         AdapterError: in one line: no adapter, a damaged one, one of another kind or format, or for another model.
     """
     loaded = _read(_locate(folder_or_hub_id, revision))
+    found = kind_of(loaded.adapter.config)
+    if kind is not None and found != kind:
+        raise AdapterError(
+            f"{folder_or_hub_id}: this is a {found}-level adapter, a {kind}-level one is needed: name another adapter "
+            f"or train one at the {kind} level"
+        )
     trained = loaded.base
     if base is not None and (trained.fingerprint, trained.hidden_size) != (base.fingerprint, base.hidden_size):
         raise AdapterError(
@@ -192,10 +227,13 @@ def _locate(folder_or_hub_id: str | Path, revision: str | None) -> Path:
     raise AdapterError(f"{folder}: no such folder; give an adapter's folder, or owner/name on the Hub")
 
 
-def _read(folder: Path) -> LoadedAdapter:
+def _read(folder: Path) -> LoadedAdapter[Adapter]:
     path = folder / DESCRIPTION
     description, config, space = read(path, _read_bytes(path))
-    adapter = _read_weights(folder / WEIGHTS, description.weights_sha256, config, space)
+    try:
+        adapter = _read_weights(folder / WEIGHTS, description.weights_sha256, config, space)
+    except ConfigError as error:
+        raise AdapterError(f"{path}: {error}") from error
     base = BaseModel(**description.base_model.model_dump())
     return LoadedAdapter(adapter, base, description.training, description.metrics, folder)
 
@@ -209,7 +247,7 @@ def _read_bytes(path: Path) -> bytes:
         raise AdapterError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _read_weights(path: Path, sha256: str, config: SequenceConfig, space: ActionSpace) -> SequenceAdapter:
+def _read_weights(path: Path, sha256: str, config: Config, space: ActionSpace) -> Adapter:
     data = _read_bytes(path)
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
@@ -217,11 +255,9 @@ def _read_weights(path: Path, sha256: str, config: SequenceConfig, space: Action
         reason = " ".join(str(error).split())
         raise AdapterError(f"{path}: damaged or cut short ({reason}); get the adapter again") from error
     # Before anything of that size is built: the larger matrices alone must fit into the file.
-    least = config.width * (config.hidden_size + config.width + len(space))
-    least += config.budget_width**2 if config.with_budget else 0
-    if 4 * least > len(data):
+    if 4 * _least_weights(config, len(space)) > len(data):
         raise AdapterError(f"{path}: it is too small for the sizes that {DESCRIPTION} names")
-    adapter = SequenceAdapter(config, space)
+    adapter = SequenceAdapter(config, space) if isinstance(config, SequenceConfig) else TokenAdapter(config, space)
     expected = adapter.state_dict()
     for name in sorted(set(expected) | set(tensors)):
         if name not in tensors:
@@ -234,12 +270,23 @@ def _read_weights(path: Path, sha256: str, config: SequenceConfig, space: Action
         if tensors[name].dtype != torch.float32:
             raise AdapterError(f"{path}: tensor {name} is {tensors[name].dtype}, it must be torch.float32")
     _require_finite(tensors, path)
-    if bool((tensors["standardizer.scale_H"] <= 0).any()):
+    if adapter.standardizer is not None and bool((tensors["standardizer.scale_H"] <= 0).any()):
         raise AdapterError(f"{path}: tensor standardizer.scale_H must be above 0")
     if hashlib.sha256(data).hexdigest() != sha256:
         raise AdapterError(f"{path}: these are not the weights that {DESCRIPTION} describes; get the adapter again")
     adapter.load_state_dict(tensors)
     return adapter.eval()
+
+
+def _least_weights(config: Config, actions: int) -> int:
+    """How many numbers the square and the wide matrices of a network hold, known without building it."""
+    if isinstance(config, SequenceConfig):
+        hidden_size, encoders = config.hidden_size, int(config.with_budget)
+    else:
+        hidden_size = config.hidden_size if config.reads_hidden else 0
+        encoders = config.reads_entropy + config.with_budget + bool(config.budgets)
+    inputs = hidden_size + encoders * config.budget_width
+    return config.width * (inputs + config.width + actions) + encoders * config.budget_width**2
 
 
 def _require_finite(tensors: Mapping[str, torch.Tensor], place: Path) -> None:

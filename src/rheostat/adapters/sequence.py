@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rheostat.adapters.features import BudgetEncoder, Standardizer, require_size, seeded_linear
+from rheostat.adapters.features import BudgetEncoder, Standardizer, require_fields, require_size, seeded_linear
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.errors import ConfigError
 from rheostat.seeding import derive_seed
@@ -44,31 +44,10 @@ class SequenceConfig:
     budgets: tuple[int, ...] = (1, 2, 4, 8)
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "width", "budget_width"):
-            if not _is_whole(getattr(self, name)):
-                raise ConfigError(f"adapter: {name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        if not isinstance(self.with_budget, bool):
-            raise ConfigError(f"adapter: with_budget must be true or false, got {self.with_budget!r}")
-        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise ConfigError(f"adapter: dropout must lie in [0, 1), got {self.dropout!r}")
-        if not (_is_number(self.temperature) and 0 < self.temperature < math.inf):
-            raise ConfigError(f"adapter: temperature must be a number above 0, got {self.temperature!r}")
         if self.pooling not in _POOLINGS:
             raise ConfigError(f"adapter: pooling must be last or mean, got {self.pooling!r}")
-        budgets = tuple(self.budgets)
-        if not budgets or not all(map(_is_whole, budgets)) or list(budgets) != sorted(set(budgets)):
-            raise ConfigError(
-                f"adapter: budgets must be whole numbers of at least 1 in rising order, got {list(budgets)}"
-            )
-        object.__setattr__(self, "budgets", budgets)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        object.__setattr__(self, "budgets", tuple(self.budgets))
+        require_fields(self)
 
 
 class SequenceAdapter(nn.Module):
