@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rheostat.decoding.policy import TokenPolicy
-from rheostat.decoding.strategy import Order, Strategy
+from rheostat.baselines.uniform import UniformMixture
+from rheostat.decoding.policy import Decision, StepObserver, StepState, TokenPolicy
+from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.engines.base import EngineInfo, Pooling, Request
 from rheostat.errors import ConfigError, RheostatError, StoreError
 from rheostat.rollouts.collect import collect, rollout_key
@@ -35,9 +36,13 @@ class TinyEngine:
         raise NotImplementedError
 
     def generate(
-        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+        self,
+        requests: Sequence[Request],
+        policy: TokenPolicy | None = None,
+        order: Order = Order.VLLM,
+        observer: StepObserver | None = None,
     ) -> list[Completion]:
-        assert policy is None
+        assert (policy is None) == (requests[0].strategy is not None)
         with self.log.open("a") as file:
             names = [f"{request.prompt.problem_id}/{request.strategy}/{request.sample}" for request in requests]
             file.write(" ".join(names) + "\n")
@@ -380,3 +385,66 @@ def test_a_run_killed_again_and_again_ends_with_the_rows_of_an_undisturbed_one(
     assert (
         len(calls) == len(engine.calls) + 3
     )  # three kills came before their batch was stored, and cost that one batch
+
+
+class Named:
+    """A policy that is nothing but its name."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def decide(self, state: StepState) -> Decision:
+        raise NotImplementedError
+
+
+def test_the_key_of_a_policy_s_rollout_changes_with_the_policy_and_the_parallel_budget() -> None:
+    request = Request(Prompt("p", "text", ("stop",)), None, 1, 2, 3, 4)
+    own = replace(request, strategy=WARM)
+    keys = {
+        rollout_key(INFO, Order.VLLM, request, "one"),
+        rollout_key(INFO, Order.VLLM, request, "two"),
+        rollout_key(INFO, Order.VLLM, replace(request, parallel_budget=5), "one"),
+        rollout_key(INFO, Order.VLLM, replace(request, sample=2), "one"),
+        rollout_key(INFO, Order.VLLM, own),
+    }
+    assert len(keys) == 5
+    assert rollout_key(INFO, Order.VLLM, request, "one") in keys
+    # a strategy of its own looks at no budget
+    assert rollout_key(INFO, Order.VLLM, replace(own, parallel_budget=9)) == rollout_key(INFO, Order.VLLM, own)
+    with pytest.raises(ConfigError, match="names no strategy"):
+        rollout_key(INFO, Order.VLLM, request)
+
+
+def test_rollouts_under_a_policy_are_stored_as_its_own(tmp_path: Path, engine: TinyEngine) -> None:
+    problems, requests = problems_and_requests(count=4)
+    requests = [replace(request, strategy=None) for request in requests]
+    wide = [replace(request, parallel_budget=8) for request in requests]
+    one, two = UniformMixture(ActionSpace((WARM, GREEDY))), Named("two")
+    with RolloutStore(tmp_path / "s") as store:
+        first = collect(engine, TinyTask(), problems, requests, store, policy=one)
+        assert collect(engine, TinyTask(), problems, requests, store, policy=one) == first
+        assert len(engine.calls) == 1
+        collect(engine, TinyTask(), problems, requests, store, policy=two)
+        collect(engine, TinyTask(), problems, wide, store, policy=one)
+        assert len(engine.calls) == 3
+        assert len(store) == 3 * 12
+        assert collect(engine, TinyTask(), problems, requests, store, policy=one) == first
+    assert [rollout.key for rollout in first] == [
+        rollout_key(INFO, Order.VLLM, request, one.key) for request in requests
+    ]
+    assert {rollout.strategy for rollout in first} == {"uniform mixture of T=0.7; greedy, B=1"}
+    assert {rollout.strategy for rollout in table(tmp_path / "s")} == {
+        "uniform mixture of T=0.7; greedy, B=1", "uniform mixture of T=0.7; greedy, B=8", "two, B=1"
+    }  # fmt: skip
+
+
+def test_a_strategy_or_a_policy_and_not_both(tmp_path: Path, engine: TinyEngine) -> None:
+    problems, requests = problems_and_requests(count=2)
+    nameless = [replace(request, strategy=None) for request in requests]
+    with RolloutStore(tmp_path / "s") as store:
+        with pytest.raises(ConfigError, match=r"names a strategy, but a token policy picks .* give one of both"):
+            collect(engine, TinyTask(), problems, [*nameless, requests[0]], store, policy=Named("one"))
+        with pytest.raises(ConfigError, match="names no strategy: give it one, or give the call a token policy"):
+            collect(engine, TinyTask(), problems, [*requests, nameless[0]], store)
+        assert len(store) == 0
+    assert engine.calls == []

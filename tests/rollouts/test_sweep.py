@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rheostat.decoding.policy import TokenPolicy
+from rheostat.baselines.uniform import UniformMixture
+from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.engines.base import Request
 from rheostat.engines.fake import EOS, FakeEngine
 from rheostat.rollouts.store import RolloutStore
-from rheostat.rollouts.sweep import Sweep, sweep
+from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep, sweep_policy
 from rheostat.seeding import derive_seed
 from rheostat.tasks.base import Split
 from rheostat.types import Completion, FinishReason, Problem, Prompt, Verdict
@@ -49,10 +50,14 @@ class CountingEngine(FakeEngine):
     requests = 0
 
     def generate(
-        self, requests: Sequence[Request], policy: TokenPolicy | None = None, order: Order = Order.VLLM
+        self,
+        requests: Sequence[Request],
+        policy: TokenPolicy | None = None,
+        order: Order = Order.VLLM,
+        observer: StepObserver | None = None,
     ) -> list[Completion]:
         self.requests += len(requests)
-        return super().generate(requests, policy, order)
+        return super().generate(requests, policy, order, observer)
 
 
 def mild(text: str, tokens: tuple[int, ...]) -> list[float]:
@@ -82,6 +87,7 @@ def test_rewards_stand_in_the_order_problem_strategy_sample(tmp_path: Path, orde
                 request = Request(task.prompt(problem), strategy, s, SEED, task.max_tokens)
                 [alone] = fake.generate([request], order=order)
                 assert got.rewards_PAS[p, a, s] == task.verify(problem, alone).correct
+                assert got.length_PAS[p, a, s] == len(alone.token_ids)
                 if not strategy.is_greedy or s == 0:
                     tokens += len(alone.token_ids)
                     truncated += alone.finish_reason is FinishReason.LENGTH
@@ -163,9 +169,50 @@ def test_bounds_by_hand() -> None:
     """Of four samples one is right and one has no verdict: pass@2 is 1 − 3/6, or 1 − 1/6 were it right."""
     rewards_PAS = np.array([[[1, np.nan, 0, 0]]], dtype=np.float32)
     problem = LetterTask().problems(Split.TRAIN, 1)[0]
-    got = Sweep((problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, 4, 8, 0, 1)
+    got = Sweep((problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, np.ones((1, 1, 4), dtype=np.int64), 4, 8, 0, 1)
     assert got.pass_at(2)[0, 0] == pytest.approx(1 / 2)
     assert got.pass_at(2, missing_is=1.0)[0, 0] == pytest.approx(5 / 6)
     assert got.pass_at(1)[0, 0] == pytest.approx(1 / 4)
     with pytest.raises(ValueError, match="pass@5"):
         got.pass_at(5)
+
+
+@pytest.mark.parametrize("order", list(Order))
+def test_a_policys_rewards_and_lengths_stand_in_the_order_problem_sample(tmp_path: Path, order: Order) -> None:
+    task, fake = LetterTask(), engine()
+    problems, policy = task.problems(Split.TRAIN, 10), UniformMixture(ActionSpace(STRATEGIES, order))
+    with RolloutStore(tmp_path) as store:
+        got = sweep_policy(fake, task, problems, policy, order, 2, 6, SEED, store)
+        assert fake.requests == got.sampled == 60
+        again = sweep_policy(fake, task, problems, policy, order, 2, 6, SEED, store)
+        assert fake.requests == 60
+    assert got.rewards_PS.shape == got.length_PS.shape == (10, 6)
+    np.testing.assert_array_equal(again.rewards_PS, got.rewards_PS)
+    tokens = truncated = 0
+    for p, problem in enumerate(problems):
+        for s in range(6):
+            [alone] = fake.generate([Request(task.prompt(problem), None, s, SEED, task.max_tokens, 2)], policy, order)
+            assert got.rewards_PS[p, s] == task.verify(problem, alone).correct
+            assert got.length_PS[p, s] == len(alone.token_ids)
+            tokens += len(alone.token_ids)
+            truncated += alone.finish_reason is FinishReason.LENGTH
+    assert (got.tokens, got.truncated, got.missing) == (tokens, truncated, 0)
+    assert 0 < got.rewards_PS.mean() < 1
+
+
+def test_samples_under_another_parallel_budget_are_others(tmp_path: Path) -> None:
+    task, fake, policy = LetterTask(), engine(), UniformMixture(ActionSpace(STRATEGIES))
+    problems = task.problems(Split.TRAIN, 10)
+    with RolloutStore(tmp_path) as store:
+        one, two = (sweep_policy(fake, task, problems, policy, Order.VLLM, b, 6, SEED, store) for b in (1, 2))
+    assert fake.requests == 120
+    assert (one.length_PS != two.length_PS).any()
+
+
+def test_a_policys_pass_at_k_and_its_bounds_by_hand() -> None:
+    rewards_PS = np.array([[1, np.nan, 0, 0], [0, 0, 0, 0]], dtype=np.float32)
+    problems = tuple(LetterTask().problems(Split.TRAIN, 2))
+    got = PolicySweep(problems, rewards_PS, np.ones((2, 4), dtype=np.int64), 8, 8, 0, 1)
+    assert got.pass_at(2).tolist() == pytest.approx([1 / 2, 0])
+    assert got.pass_at(2, missing_is=1.0).tolist() == pytest.approx([5 / 6, 0])
+    assert got.pass_at(1).tolist() == pytest.approx([1 / 4, 0])

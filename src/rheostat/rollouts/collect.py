@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
 
+from rheostat.decoding.policy import NamedPolicy
 from rheostat.decoding.strategy import Order
 from rheostat.engines.base import Engine, EngineInfo, Request
 from rheostat.errors import ConfigError, RheostatError, StoreError
@@ -43,20 +44,30 @@ class _Item:
     problem: Problem
 
 
-def rollout_key(info: EngineInfo, order: Order, request: Request) -> str:
+def rollout_key(info: EngineInfo, order: Order, request: Request, policy_key: str | None = None) -> str:
     """The content hash (32 hexadecimal digits) of everything that shapes a completion, and of nothing else.
 
     These are the base model's fingerprint; the engine's kind, dtype, device and threads; the order of the transforms;
-    the prompt's text, stop strings and problem; the strategy's exact numbers; sample, seed and token budget. The
-    model's name and path do not count: the same weights under another name give the same rollouts.
+    the prompt's text, stop strings and problem; the strategy's exact numbers, or the token policy's key and the
+    parallel budget that it may look at; sample, seed and token budget. The model's name and path do not count: the
+    same weights under another name give the same rollouts.
+
+    Raises:
+        ConfigError: a request without a strategy where there is no policy.
     """
     strategy = request.strategy
+    if strategy is not None:
+        how: list[object] = [strategy.temperature, strategy.top_k, strategy.top_p, strategy.min_p]
+    elif policy_key is not None:
+        how = [policy_key, request.parallel_budget]
+    else:
+        raise ConfigError("a request names no strategy: give it one, or give the call a token policy")
     parts = [
         _KEY_VERSION,
         [info.fingerprint, info.kind, info.dtype, info.device, info.threads],
         order.value,
         [request.prompt.problem_id, request.prompt.text, *request.prompt.stop],
-        [strategy.temperature, strategy.top_k, strategy.top_p, strategy.min_p],
+        how,
         [request.sample, request.seed, request.max_tokens],
     ]
     return _digest(json.dumps(parts))
@@ -71,6 +82,7 @@ def collect(
     order: Order = Order.VLLM,
     progress: Progress | None = None,
     batch_size: int = BATCH_SIZE,
+    policy: NamedPolicy | None = None,
 ) -> list[Rollout]:
     """The rollouts of ``requests``, taken from the store where they are there, else generated, judged and stored.
 
@@ -87,7 +99,7 @@ def collect(
     type and message.
 
     Args:
-        engine: samples under each request's own strategy.
+        engine: samples under each request's own strategy, or under ``policy``.
         task: judges.
         problems: those that the requests ask for, by ``prompt.problem_id``; more do no harm.
         requests: what is wanted.
@@ -95,18 +107,20 @@ def collect(
         order: the order of the transforms.
         progress: called after each batch.
         batch_size: about how many requests to generate at a time.
+        policy: picks the sampling parameters at every token; the requests then name no strategy of their own.
 
     Returns:
         One rollout per request, in their order.
 
     Raises:
-        ConfigError: a request for a problem that is not given, or a batch size below one.
+        ConfigError: a request for a problem that is not given, a batch size below one, or requests that name
+            strategies beside a policy, or neither.
         StoreError: the disk refuses, or the store holds the same completions judged by another task.
         RheostatError: more than 5 % of the distinct rollouts have no verdict. The batch that passed the limit is not
             stored, so that it is judged anew when the verifier works again.
         ModelError: the engine's.
     """
-    items = _items(engine.info, order, problems, requests)
+    items = _items(engine.info, order, problems, requests, policy)
     distinct = list({item.key: item for item in items}.values())
     weights = Counter(item.key for item in items)
     found: dict[str, Rollout] = {}
@@ -118,7 +132,7 @@ def collect(
         unjudged += [rollout for rollout in stored.values() if rollout.correct is None]
         _check_verdicts(unjudged, len(distinct), "they are stored; use another folder to sample them anew")
         missing = [item for item in batch if item.key not in stored]
-        fresh = _generate(engine, task, missing, order) if missing else []
+        fresh = _generate(engine, task, missing, order, policy) if missing else []
         unjudged += [rollout for rollout in fresh if rollout.correct is None]
         _check_verdicts(unjudged, len(distinct), "repair what the verifier needs and run again")
         if fresh:
@@ -156,8 +170,17 @@ def compose(items: Sequence[_Item], batch_size: int) -> list[list[_Item]]:
     return batches
 
 
-def _items(info: EngineInfo, order: Order, problems: Sequence[Problem], requests: Sequence[Request]) -> list[_Item]:
+def _items(
+    info: EngineInfo,
+    order: Order,
+    problems: Sequence[Problem],
+    requests: Sequence[Request],
+    policy: NamedPolicy | None,
+) -> list[_Item]:
+    if policy is not None and any(request.strategy is not None for request in requests):
+        raise ConfigError("a request names a strategy, but a token policy picks for the whole call: give one of both")
     by_id = {problem.id: problem for problem in problems}
+    policy_key = None if policy is None else policy.key  # a hash of all weights: once is enough
     items = []
     for request in requests:
         problem = by_id.get(request.prompt.problem_id)
@@ -165,26 +188,29 @@ def _items(info: EngineInfo, order: Order, problems: Sequence[Problem], requests
             raise ConfigError(
                 f"a request asks for problem {request.prompt.problem_id!r}, which is not among the problems"
             )
-        if request.strategy.is_greedy and request.sample != 0:
+        if request.strategy is not None and request.strategy.is_greedy and request.sample != 0:
             request = replace(request, sample=0)
-        items.append(_Item(rollout_key(info, order, request), request, problem))
+        items.append(_Item(rollout_key(info, order, request, policy_key), request, problem))
     return items
 
 
-def _generate(engine: Engine, task: Task, items: Sequence[_Item], order: Order) -> list[Rollout]:
+def _generate(
+    engine: Engine, task: Task, items: Sequence[_Item], order: Order, policy: NamedPolicy | None
+) -> list[Rollout]:
     """One rollout per item, generated in one call; they share the identifier of this composition."""
-    completions = engine.generate([item.request for item in items], order=order)
+    completions = engine.generate([item.request for item in items], policy, order)
     batch = _digest("\n".join(item.key for item in items))
+    policy_key = None if policy is None else policy.key
     rollouts = []
     for item, completion in zip(items, completions, strict=True):
-        verdict = _verify(task, item.problem, completion)
+        verdict = judge(task, item.problem, completion)
         rollouts.append(
             Rollout(
                 key=item.key,
                 problem_id=item.problem.id,
                 task=item.problem.task,
                 member=item.problem.member,
-                strategy=str(item.request.strategy),
+                strategy=_strategy_name(item.request, policy_key),
                 order=order.value,
                 sample=item.request.sample,
                 seed=item.request.seed,
@@ -200,7 +226,12 @@ def _generate(engine: Engine, task: Task, items: Sequence[_Item], order: Order) 
     return rollouts
 
 
-def _verify(task: Task, problem: Problem, completion: Completion) -> Verdict:
+def _strategy_name(request: Request, policy_key: str | None) -> str:
+    return str(request.strategy) if policy_key is None else f"{policy_key}, B={request.parallel_budget}"
+
+
+def judge(task: Task, problem: Problem, completion: Completion) -> Verdict:
+    """The task's verdict; one that raised an exception is missing, with the exception as its detail."""
     try:
         return task.verify(problem, completion)
     except Exception as error:  # whatever a verifier trips over, it must not cost the batch

@@ -59,7 +59,7 @@ class Rollout:
         problem_id: the problem that was asked.
         task: its task.
         member: its data set inside a mixture.
-        strategy: the decoding strategy, as ``str(Strategy)`` writes it.
+        strategy: the decoding strategy, as ``str(Strategy)`` writes it, or the token policy's key and parallel budget.
         order: the order of the transforms.
         sample: the sample's number, from 0.
         seed: the run's seed, 0 to 2**64 - 1.

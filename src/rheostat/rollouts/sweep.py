@@ -1,14 +1,15 @@
-"""Every strategy on every problem, several times: the reward tensor that training and evaluation read."""
+"""Every strategy, or a token policy, on every problem, several times: the rewards that training and evaluation read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from rheostat.decoding.strategy import ActionSpace
+from rheostat.decoding.policy import NamedPolicy
+from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.engines.base import Engine, Request
 from rheostat.rollouts.collect import Progress, collect
 from rheostat.rollouts.store import Rollout, RolloutStore
@@ -24,6 +25,7 @@ class Sweep:
     Attributes:
         rewards_PAS: 1 right, 0 wrong, NaN without a verdict. Greedy decoding always gives the same completion,
             so its one sample is repeated.
+        length_PAS: tokens written.
         sampled: how many completions were sampled, greedy ones once.
         tokens: how many tokens these hold.
         truncated: how many of these ended at the token budget.
@@ -33,6 +35,7 @@ class Sweep:
     problems: tuple[Problem, ...]
     space: ActionSpace
     rewards_PAS: Float[NDArray[np.float32], "P A S"]
+    length_PAS: Int[NDArray[np.int64], "P A S"]
     sampled: int
     tokens: int
     truncated: int
@@ -41,22 +44,52 @@ class Sweep:
     @classmethod
     def of(cls, problems: Sequence[Problem], space: ActionSpace, samples: int, rollouts: Sequence[Rollout]) -> Self:
         """From rollouts in the order problem, strategy, sample."""
-        verdicts = [np.nan if rollout.correct is None else float(rollout.correct) for rollout in rollouts]
-        own = list({rollout.key: rollout for rollout in rollouts}.values())
-        return cls(
-            tuple(problems),
-            space,
-            np.array(verdicts, dtype=np.float32).reshape(len(problems), len(space), samples),
-            len(own),
-            sum(rollout.tokens for rollout in own),
-            sum(rollout.finish_reason is FinishReason.LENGTH for rollout in own),
-            sum(rollout.correct is None for rollout in own),
-        )
+        shape = (len(problems), len(space), samples)
+        return cls(tuple(problems), space, *_arrays(rollouts, shape), *_counts(rollouts))
 
     def pass_at(self, k: int, missing_is: float = 0.0) -> Float[NDArray[np.float64], "P A"]:
         """Unbiased pass@k of each problem and strategy; a missing verdict counts as ``missing_is``."""
         rewards_PAS = np.nan_to_num(self.rewards_PAS, nan=missing_is)
         return pass_at_k(rewards_PAS.sum(-1).astype(np.int64), self.rewards_PAS.shape[2], k)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySweep:
+    """Rewards of one token policy on P problems with S samples each, drawn under one parallel budget.
+
+    Attributes: as those of :class:`Sweep`, without the axis of strategies.
+    """
+
+    problems: tuple[Problem, ...]
+    rewards_PS: Float[NDArray[np.float32], "P S"]
+    length_PS: Int[NDArray[np.int64], "P S"]
+    sampled: int
+    tokens: int
+    truncated: int
+    missing: int
+
+    def pass_at(self, k: int, missing_is: float = 0.0) -> Float[NDArray[np.float64], " P"]:
+        """Unbiased pass@k of each problem; a missing verdict counts as ``missing_is``."""
+        rewards_PS = np.nan_to_num(self.rewards_PS, nan=missing_is)
+        return pass_at_k(rewards_PS.sum(-1).astype(np.int64), self.rewards_PS.shape[1], k)
+
+
+def _arrays(rollouts: Sequence[Rollout], shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Rewards and lengths."""
+    verdicts = [np.nan if rollout.correct is None else float(rollout.correct) for rollout in rollouts]
+    lengths = [rollout.tokens for rollout in rollouts]
+    return np.array(verdicts, dtype=np.float32).reshape(shape), np.array(lengths, dtype=np.int64).reshape(shape)
+
+
+def _counts(rollouts: Sequence[Rollout]) -> tuple[int, int, int, int]:
+    """Distinct completions, their tokens, how many were truncated, how many have no verdict."""
+    own = list({rollout.key: rollout for rollout in rollouts}.values())
+    return (
+        len(own),
+        sum(rollout.tokens for rollout in own),
+        sum(rollout.finish_reason is FinishReason.LENGTH for rollout in own),
+        sum(rollout.correct is None for rollout in own),
+    )
 
 
 def sweep(
@@ -78,3 +111,25 @@ def sweep(
     ]
     rollouts = collect(engine, task, problems, requests, store, order=space.order, progress=progress)
     return Sweep.of(problems, space, samples, rollouts)
+
+
+def sweep_policy(
+    engine: Engine,
+    task: Task,
+    problems: Sequence[Problem],
+    policy: NamedPolicy,
+    order: Order,
+    budget: int,
+    samples: int,
+    seed: int,
+    store: RolloutStore,
+    progress: Progress | None = None,
+) -> PolicySweep:
+    """Sample what the store lacks of ``samples`` completions per problem under a policy that sees B = ``budget``."""
+    requests = [
+        Request(prompt, None, sample, seed, task.max_tokens, budget)
+        for prompt in map(task.prompt, problems)
+        for sample in range(samples)
+    ]
+    rollouts = collect(engine, task, problems, requests, store, order=order, progress=progress, policy=policy)
+    return PolicySweep(tuple(problems), *_arrays(rollouts, (len(problems), samples)), *_counts(rollouts))

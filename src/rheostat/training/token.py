@@ -1,0 +1,482 @@
+"""Training of token-level adapters: policy gradient on terminal rewards (paper, section 2.3, equation 2)."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenInputs
+from rheostat.decoding.recording import Recorder, Steps
+from rheostat.engines.base import Engine
+from rheostat.errors import RheostatError
+from rheostat.seeding import derive_seed
+from rheostat.statistics import pass_at_k
+from rheostat.tasks.base import Task
+from rheostat.training.checkpoint import load_checkpoint, save_checkpoint
+from rheostat.training.groups import Groups, collect_groups
+from rheostat.training.objectives import clipped_surrogate, entropy, marginal_log_probability, pass_at_k_advantage
+from rheostat.training.tracking import Tracker, Tracking
+from rheostat.types import Problem
+
+_CHUNK = 16_384  # tokens whose features are held in float32 at once
+_PATIENCE = 10  # batches in a row without reward variance
+
+
+class TokenEstimator(StrEnum):
+    """How the policy gradient is estimated; both have the same mean where nothing is masked."""
+
+    MARGINAL = "marginal"  # A · ∇log μ(y|x), μ = Σ_a π(a|x) p_a(y): never more variance
+    ACTION = "action"  # A · ∇log π(a|x): the paper's
+
+
+class Objective(StrEnum):
+    """What a group of rollouts is rewarded for."""
+
+    PASS_1 = "pass@1"
+    PASS_K = "pass@k"  # at a parallel budget B that the policy sees, drawn from `budgets` for every prompt
+
+
+class TokenTrainingConfig(BaseModel):
+    """How a token-level adapter is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    estimator: TokenEstimator = Field(TokenEstimator.MARGINAL, description="marginal, or action (the paper's)")
+    objective: Objective = Field(
+        Objective.PASS_K,
+        description="pass@1, or pass@k: the policy sees the parallel budget and is rewarded for pass@B",
+    )
+    budgets: tuple[int, ...] = Field((1, 2, 4, 8), description="parallel budgets B of pass@k; pass@1 ignores them")
+    steps: int = Field(30, ge=1, description="batches of rollouts")
+    prompts: int = Field(24, ge=1, description="prompts in one batch")
+    group: int = Field(12, ge=2, description="rollouts G of each prompt, more than the largest parallel budget")
+    passes: int = Field(4, ge=1, description="gradient steps on each batch")
+    clip: float = Field(0.2, gt=0, description="ε of the clipped ratio, per token")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size at the start")
+    decay: float = Field(0.98, gt=0, le=1, description="factor on the step size after each batch")
+    beta: float = Field(5e-3, ge=0, description="weight of the policy's entropy, summed over a rollout's tokens")
+    max_gradient_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this")
+    mask_above: float | None = Field(
+        0.95, gt=0, le=1, description="leave tokens out whose largest probability lies above; 1: keep all"
+    )
+    filter_samples: int = Field(
+        4, ge=0, description="samples per training prompt for its initial pass rate; 0: keep all prompts"
+    )
+    filter_low: float = Field(0.0, ge=0, le=1, description="keep prompts with an initial pass rate above")
+    filter_high: float = Field(1.0, ge=0, le=1, description="keep prompts with an initial pass rate below")
+    validate_every: int = Field(15, ge=1, description="batches between two looks at the validation problems")
+    validation_samples: int = Field(
+        4, ge=1, description="samples per validation problem at B = 1 (at least B at others)"
+    )
+    features: Features = Field(
+        Features.HIDDEN, description="what the policy reads; entropy alone is the paper's ablation"
+    )
+    with_budget: bool = Field(True, description="let the policy see the remaining and the total token budget")
+    width: int = Field(128, ge=1, description="hidden units of each layer of the adapter")
+    dropout: float = Field(0.1, ge=0, lt=1, description="in gradients; rollouts and ratios are without")
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets_rise(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
+        if not budgets or min(budgets) < 1 or list(budgets) != sorted(set(budgets)):
+            raise ValueError("parallel budgets must be whole numbers of at least 1 in rising order")
+        return budgets
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TokenTrainingConfig":
+        if self.filter_low >= self.filter_high:
+            raise ValueError(f"filter_low must lie below filter_high, got {self.filter_low:g} and {self.filter_high:g}")
+        if self.group <= max(self.seen_budgets or (1,)):
+            raise ValueError(f"group must exceed the largest parallel budget, {max(self.budgets)}")
+        return self
+
+    @property
+    def seen_budgets(self) -> tuple[int, ...]:
+        """The parallel budgets that the policy is trained for and sees; none for pass@1."""
+        return self.budgets if self.objective is Objective.PASS_K else ()
+
+
+def inputs_of(steps: Steps, device: torch.device | str = "cpu") -> TokenInputs:
+    """What the policy saw at recorded tokens."""
+    return TokenInputs(
+        steps.hidden_NH.to(device),
+        steps.entropy_N.to(device),
+        (steps.budget_N - steps.t_N).to(device),
+        steps.budget_N.to(device),
+        steps.parallel_N.to(device),
+    )
+
+
+def surrogate_loss(
+    adapter: TokenAdapter,
+    steps: Steps,
+    advantage_N: Float[Tensor, " N"],
+    rollouts: int,
+    config: TokenTrainingConfig,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss whose descent ascends equation (2) with entropy regularisation, and sums over its tokens for metrics.
+
+    Sums over tokens and divides by the number of rollouts: a mean over tokens would weigh the tokens of short
+    rollouts more, which is no gradient of the expected reward. Ratios are per token, of μ for ``marginal`` and of
+    π for ``action``; they correct for the policy at that token and not for the drift of states. With dropout, the
+    ratio is that of the network without, and the gradient is taken through the network with dropout.
+
+    Args:
+        adapter: in training mode if dropout is wanted.
+        steps: recorded tokens.
+        advantage_N: of the rollout that each token belongs to.
+        rollouts: how many rollouts the batch has, recorded tokens or not.
+        config: estimator, clip and β.
+    """
+    inputs = inputs_of(steps, adapter.output.weight.device)
+    log_pi_NA = adapter(inputs)
+    device = log_pi_NA.device
+    action_N1, log_p_NA = steps.action_N.to(device)[:, None], steps.log_p_NA.to(device)
+
+    def log_probability(log_pi_NA: Tensor) -> Tensor:
+        if config.estimator is TokenEstimator.MARGINAL:
+            return marginal_log_probability(log_pi_NA, log_p_NA)
+        return log_pi_NA.gather(1, action_N1).squeeze(1)
+
+    new_N, old_N = log_probability(log_pi_NA), log_probability(steps.log_pi_NA.to(device))
+    if adapter.training and adapter.config.dropout > 0:
+        with torch.no_grad():
+            exact_N = log_probability(adapter.log_probabilities(inputs))
+        log_ratio_N = exact_N - old_N + (new_N - new_N.detach())
+    else:
+        log_ratio_N = new_N - old_N
+    advantage_N = advantage_N.to(device)
+    surrogate_N = clipped_surrogate(log_ratio_N, advantage_N, config.clip)
+    entropy_N = entropy(log_pi_NA)
+    loss = -(surrogate_N.sum() + config.beta * entropy_N.sum()) / rollouts
+    clipped_N = (log_ratio_N.detach().exp() - 1).abs() > config.clip
+    sums = {"entropy": float(entropy_N.detach().sum()), "clipped": float(clipped_N.sum())}
+    return loss, sums
+
+
+@dataclass(frozen=True)
+class TokenTraining:
+    """What a training run works with.
+
+    Attributes:
+        train: problems to learn from, filtered by :func:`informative_prompts`.
+        validation: problems to choose the weights by; never learned from.
+        folder: where checkpoint and metrics go.
+        seed: every draw is a function of it.
+    """
+
+    engine: Engine
+    task: Task
+    train: Sequence[Problem]
+    validation: Sequence[Problem]
+    config: TokenTrainingConfig
+    folder: Path
+    seed: int
+    tracking: tuple[Tracking, ...] = ()
+
+    def identity(self, adapter: TokenAdapter) -> str:
+        """Everything that shapes the run; ``steps`` does not, so that a run can be made longer."""
+        info = self.engine.info
+        parts = [
+            self.config.model_dump(mode="json", exclude={"steps"}),
+            [info.fingerprint, info.kind, info.dtype, info.device, info.threads],
+            [problem.id for problem in self.train],
+            [problem.id for problem in self.validation],
+            [asdict(adapter.config), [strategy.to_dict() for strategy in adapter.space], str(adapter.space.order)],
+            self.seed,
+            self.task.max_tokens,
+        ]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHistory:
+    """One line per batch, and the batch whose weights were kept (0: the uniform policy)."""
+
+    lines: list[dict[str, Any]]
+    kept_step: int
+
+    @property
+    def validation_reward(self) -> float:
+        """Of the kept weights."""
+        return float(next(line["validation"]["reward"] for line in self.lines if line["step"] == self.kept_step))
+
+
+def informative_prompts(
+    problems: Sequence[Problem], pass_rate_P: Float[np.ndarray, " P"], config: TokenTrainingConfig
+) -> list[Problem]:
+    """The paper's first stabilisation: training prompts whose initial pass rate lies strictly between the limits.
+
+    Raises:
+        RheostatError: none is left.
+    """
+    kept = [
+        problem
+        for problem, rate in zip(problems, pass_rate_P.tolist(), strict=True)
+        if config.filter_low < rate < config.filter_high
+    ]
+    if not kept:
+        raise RheostatError(
+            f"training: none of {len(problems)} prompts has an initial pass rate between {config.filter_low:g} and "
+            f"{config.filter_high:g} (their mean is {float(np.mean(pass_rate_P)):.3f}): widen filter_low and "
+            "filter_high, raise filter_samples, or take another task"
+        )
+    return kept
+
+
+def train_token(
+    adapter: TokenAdapter, run: TokenTraining, progress: Callable[[int, int, int], None] | None = None
+) -> TokenHistory:
+    """Train ``adapter`` in place; it ends with the weights that did best on validation.
+
+    A checkpoint is written after every batch; a run that was interrupted continues from it and ends with the same
+    bits on a CPU, because rollouts, prompts and dropout are functions of the seed and the batch's number.
+
+    Raises:
+        RheostatError: a loss or gradient that is not finite, or ten batches in a row without reward variance; the
+            checkpoint of the last good batch stays.
+        StoreError: a checkpoint of another run, or a disk that refuses.
+    """
+    trainer = _Trainer(adapter, run)
+    tracker = Tracker(run.folder, run.tracking, trainer.lines)
+    try:
+        if not trainer.lines:
+            trainer.begin()
+            tracker.log(trainer.lines[-1])
+        while trainer.step < run.config.steps:
+            trainer.advance()
+            tracker.log(trainer.lines[-1])
+            if progress:
+                progress(trainer.step, run.config.steps, trainer.tokens)
+    finally:
+        tracker.close()
+    adapter.load_state_dict(trainer.best)
+    adapter.eval()
+    return TokenHistory(trainer.lines, trainer.kept)
+
+
+class _Trainer:
+    """The loop's state: what a checkpoint holds."""
+
+    def __init__(self, adapter: TokenAdapter, run: TokenTraining) -> None:
+        self.run, self.config = run, run.config
+        self.adapter = adapter.to(run.engine.info.device)
+        self.policy = AdaptiveDecoding(self.adapter)
+        self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=self.config.learning_rate)
+        self.path = run.folder / "checkpoint.pt"
+        self.identity = run.identity(adapter)
+        self.lines: list[dict[str, Any]] = []
+        self.step = self.kept = self.idle = self.tokens = 0
+        self.is_fitted = False
+        self.best = self._weights()
+        self._load()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.adapter.state_dict().items()}
+
+    def _load(self) -> None:
+        state = load_checkpoint(self.path, self.identity)
+        if state is None:
+            return
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = state["best"]
+        self.lines = json.loads(state["lines"])
+        for name in ("step", "kept", "idle", "is_fitted"):
+            setattr(self, name, state[name])
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.path,
+            self.identity,
+            {
+                "adapter": self._weights(),
+                "optimizer": self.optimizer.state_dict(),
+                "best": self.best,
+                "lines": json.dumps(self.lines),
+                **{name: getattr(self, name) for name in ("step", "kept", "idle", "is_fitted")},
+            },
+        )
+
+    def begin(self) -> None:
+        """Look at the validation problems before anything was learned."""
+        self.lines.append({"step": 0, "validation": self._validate()})
+        self._save()
+
+    def advance(self) -> None:
+        """One batch: rollouts, update, and where due a look at the validation problems."""
+        self.step += 1
+        learning_rate = self.config.learning_rate * self.config.decay ** (self.step - 1)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        start = time.perf_counter()
+        groups = self._rollouts()
+        seconds = time.perf_counter() - start
+        self.tokens += groups.tokens
+        line: dict[str, Any] = {"step": self.step} | describe(groups, self.adapter)
+        line["tokens_per_second"] = round(groups.tokens / seconds, 1)
+        line["learning_rate"] = learning_rate
+        line |= self._update(groups)
+        self.lines.append(line)
+        if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+            line["validation"] = self._validate()
+            best = max(old["validation"]["reward"] for old in self.lines[:-1] if "validation" in old)
+            if line["validation"]["reward"] > best:
+                self.kept, self.best = self.step, self._weights()
+        self._save()
+
+    def _rollouts(self) -> Groups:
+        config, seed = self.config, self.run.seed
+        draw = np.random.default_rng(derive_seed(seed, "budgets", self.step))
+        budgets = draw.choice(config.seen_budgets or (1,), size=min(config.prompts, len(self.run.train)))
+        return collect_groups(
+            self.run.engine,
+            self.run.task,
+            self._prompts(),
+            self.policy,
+            self.adapter.space.order,
+            torch.from_numpy(budgets),
+            config.group,
+            self.step * config.group,
+            derive_seed(seed, "training"),
+            Recorder(self.adapter.space.order, config.mask_above),
+        )
+
+    def _prompts(self) -> list[Problem]:
+        """The batch's problems: consecutive ones of a permutation that is drawn anew for each pass over them."""
+        problems, size = self.run.train, min(self.config.prompts, len(self.run.train))
+        batches = len(problems) // size
+        epoch, batch = divmod(self.step - 1, batches)
+        order = np.random.default_rng(derive_seed(self.run.seed, "order", epoch)).permutation(len(problems))
+        return [problems[index] for index in order[batch * size : (batch + 1) * size]]
+
+    def _update(self, groups: Groups) -> dict[str, Any]:
+        """Gradient steps on one batch; returns what the metrics say about them."""
+        steps = groups.steps
+        if steps is not None and not self.is_fitted and self.adapter.standardizer is not None:
+            # The first batch is drawn from the uniform policy, whatever the features are.
+            self.adapter.standardizer.fit(steps.hidden_NH.float())
+            self.is_fitted = True
+        judged_P = ~groups.reward_PG.isnan().any(1)  # a group with a missing verdict has no unbiased advantage
+        advantage_PG = pass_at_k_advantage(groups.reward_PG.nan_to_num(), groups.budget_P) * judged_P[:, None]
+        if steps is not None:
+            steps = steps[judged_P[steps.request_N // self.config.group]]
+        if not bool(judged_P.any()):
+            return self._skip("no group has all its verdicts")
+        if not bool((advantage_PG != 0).any()):
+            return self._skip("no reward variance")
+        if steps is None or not len(steps):
+            return self._skip("every token is masked")
+        self.idle = 0
+        advantage_N = advantage_PG.flatten()[steps.request_N]
+        metrics: dict[str, Any] = {}
+        self.adapter.train()
+        with torch.random.fork_rng(devices=[]):
+            for number in range(self.config.passes):
+                torch.manual_seed(derive_seed(self.run.seed, "dropout", self.step, number) % 2**63)
+                metrics = self._pass(steps, advantage_N, int(judged_P.sum()) * self.config.group)
+        self.adapter.eval()
+        with torch.no_grad():
+            log_pi_NA = self.adapter(inputs_of(steps[:_CHUNK], self.adapter.output.weight.device))
+        self._require_finite("policy", float(log_pi_NA.sum()))
+        return metrics
+
+    def _skip(self, reason: str) -> dict[str, Any]:
+        self.idle += 1
+        if self.idle >= _PATIENCE:
+            raise RheostatError(
+                f"training: {_PATIENCE} batches in a row taught nothing, the last because: {reason}; "
+                "take prompts of middling difficulty (filter_low, filter_high), or raise group or "
+                "prompts"
+            )
+        return {"skipped": reason}
+
+    def _pass(self, steps: Steps, advantage_N: Tensor, rollouts: int) -> dict[str, Any]:
+        """One gradient step."""
+        self.optimizer.zero_grad()
+        total, sums = 0.0, {"entropy": 0.0, "clipped": 0.0}
+        for index_N in torch.split(torch.arange(len(steps)), _CHUNK):
+            loss, own = surrogate_loss(self.adapter, steps[index_N], advantage_N[index_N], rollouts, self.config)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            sums = {name: sums[name] + own[name] for name in sums}
+        norm = float(nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_gradient_norm))
+        self._require_finite("loss", total)
+        self._require_finite("gradient", norm)
+        self.optimizer.step()
+        return {
+            "loss": total,
+            "gradient_norm": norm,
+            "entropy": sums["entropy"] / len(steps),
+            "clipped": sums["clipped"] / len(steps),
+        }
+
+    def _require_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise RheostatError(
+                f"training: the {name} became {value} at step {self.step}; lower learning_rate (now "
+                f"{self.config.learning_rate:g}) and start again in another folder; {self.path} holds the state "
+                "before it"
+            )
+
+    def _validate(self) -> dict[str, Any]:
+        """Mean unbiased pass@B over validation problems and budgets, from the same streams at every look."""
+        rewards, parts = {}, []
+        for budget in self.config.seen_budgets or (1,):
+            groups = collect_groups(
+                self.run.engine,
+                self.run.task,
+                self.run.validation,
+                self.policy,
+                self.adapter.space.order,
+                torch.full((len(self.run.validation),), budget),
+                max(budget, self.config.validation_samples),
+                0,
+                derive_seed(self.run.seed, "validation"),
+            )
+            parts.append(groups)
+            rewards[str(budget)] = _pass_at(groups, budget)
+        reward_P = np.mean(list(rewards.values()), axis=0)
+        cot_P = parts[0].cot_P.numpy()
+        shown = {"reward": float(reward_P.mean()), "by_budget": {b: float(r.mean()) for b, r in rewards.items()}}
+        if cot_P.any() and not cot_P.all():
+            shown |= {"reward_cot": float(reward_P[cot_P].mean()), "reward_direct": float(reward_P[~cot_P].mean())}
+        return shown
+
+
+def _pass_at(groups: Groups, budget: int) -> Float[np.ndarray, " P"]:
+    right_PG = groups.reward_PG.nan_to_num().long().numpy()
+    return pass_at_k(right_PG.sum(1), right_PG.shape[1], budget)
+
+
+def describe(groups: Groups, adapter: TokenAdapter) -> dict[str, Any]:
+    """What a batch's metrics say about its rollouts; action shares are over recorded tokens, by prompt style too."""
+    steps, actions = groups.steps, len(adapter.space)
+    metrics: dict[str, Any] = {
+        "reward": None if bool(groups.reward_PG.isnan().all()) else float(groups.reward_PG.nanmean()),
+        "without_verdict": int(groups.reward_PG.isnan().sum()),
+        "length": float(groups.length_PG.float().mean()),
+        "truncated": float(groups.truncated_PG.float().mean()),
+        "rollouts": groups.rollouts,
+        "tokens": groups.tokens,
+        "recorded": 0 if steps is None else len(steps),
+    }
+    if steps is None:
+        return metrics
+    cot_N = groups.cot_P[steps.request_N // groups.reward_PG.shape[1]]
+    for name, own_N in (("actions", torch.ones_like(cot_N)), ("actions_cot", cot_N), ("actions_direct", ~cot_N)):
+        if bool(own_N.any()) and (name == "actions" or not bool(own_N.all())):
+            counts = torch.bincount(steps.action_N[own_N], minlength=actions).float()
+            metrics[name] = [round(share, 6) for share in (counts / counts.sum()).tolist()]
+    return metrics
