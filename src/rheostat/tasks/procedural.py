@@ -6,14 +6,16 @@ ranges of one seed. Where the space of questions is small an index range alone w
 each question belongs to one split by a hash of its text, and no split repeats a question.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count as count_from
+from typing import Any
 
 import reasoning_gym
 
 from rheostat.errors import ConfigError
 from rheostat.seeding import derive_seed
+from rheostat.tasks import steps
 from rheostat.tasks.base import Split
 from rheostat.types import Completion, FinishReason, Problem, Prompt, Verdict
 
@@ -27,10 +29,19 @@ _PATIENCE = 5_000  # items without a new question after which a split counts as 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One data set of a mixture: reasoning-gym's name, its settings, and the tokens that an answer needs."""
+    """One data set of a mixture.
+
+    Attributes:
+        dataset: reasoning-gym's name.
+        settings: its settings.
+        question: a shorter question than reasoning-gym's, from an item's metadata.
+        steps: worked steps towards the answer, from an item's metadata; without them there is no chain of thought.
+    """
 
     dataset: str
     settings: Mapping[str, object] = field(default_factory=dict)
+    question: Callable[[Mapping[str, Any]], str] | None = None
+    steps: Callable[[Mapping[str, Any]], str] | None = None
 
 
 class ProceduralTask:
@@ -39,22 +50,43 @@ class ProceduralTask:
     Args:
         name: the task's name.
         members: data sets by the name that results show.
-        shots: worked examples before the question; they are in no split.
+        shots: worked examples of each member before the question; they are in no split.
         max_tokens: the token budget b of an answer.
+        cot: the share of prompts that ask for worked steps (paper, section 3.1: mixed CoT), by a seeded choice per
+            problem, among the members that have steps. Above 0, all prompts show the same examples, those of every
+            member in turn, without and with steps: one prefix for an engine to compute, whatever is asked.
     """
 
-    def __init__(self, name: str, members: Mapping[str, Member], shots: int = 4, max_tokens: int = 12) -> None:
+    def __init__(
+        self, name: str, members: Mapping[str, Member], shots: int = 4, max_tokens: int = 12, cot: float = 0.0
+    ) -> None:
         self.name, self.max_tokens = name, max_tokens
+        self._cot = cot
         self._members = dict(members)
         self._data = {
             member: reasoning_gym.create_dataset(spec.dataset, seed=_SEED, size=4 * _RANGE, **spec.settings)
             for member, spec in self._members.items()
         }
         self._shots = {member: self._take(member, None, shots, frozenset()) for member in self._members}
-        self._prefix = {
-            member: "".join(f"Question: {p.question}\nAnswer: {p.answer}\n\n" for p in examples)
-            for member, examples in self._shots.items()
-        }
+        if cot:
+            turns = [p for examples in zip(*self._shots.values(), strict=True) for p in examples]
+            shown = self._shown(turns, [(number // len(members)) % 2 == 1 for number in range(len(turns))])
+            self._prefix = dict.fromkeys(members, shown)
+        else:
+            self._prefix = {m: self._shown(examples, [False] * shots) for m, examples in self._shots.items()}
+
+    def _shown(self, examples: Sequence[Problem], cot: Sequence[bool]) -> str:
+        """Worked examples, one after the other."""
+        pairs = zip(examples, cot, strict=True)
+        return "".join(f"{self._asked(problem, steps)} {problem.answer}\n\n" for problem, steps in pairs)
+
+    def _asked(self, problem: Problem, cot: bool) -> str:
+        """A worked example up to its answer."""
+        steps = self._members[problem.member].steps
+        if not cot or steps is None:
+            return f"Question: {problem.question}\nAnswer:"
+        worked = steps(self._data[problem.member][problem.metadata["index"]]["metadata"])
+        return f"Question: {problem.question}\nSteps: {worked}\nAnswer:"
 
     def problems(self, split: Split, count: int, start: int = 0) -> list[Problem]:
         """``count`` problems from position ``start`` of the split on: as many of each member, one member after another.
@@ -88,7 +120,8 @@ class ProceduralTask:
                     f"questions, {count} were asked for: ask for fewer problems"
                 )
             item = data[index]
-            question = " ".join(item["question"].split())
+            ask = self._members[member].question
+            question = " ".join((ask(item["metadata"]) if ask else item["question"]).split())
             tenth = derive_seed("split", member, question) % 10
             if question in seen or (split is not None and tenth not in _TENTHS[split]):
                 continue
@@ -98,16 +131,27 @@ class ProceduralTask:
             found.append(Problem(problem_id, self.name, member, question, str(item["answer"]), {"index": index}))
         return found
 
+    def _has_steps(self, problem: Problem) -> bool:
+        chance = derive_seed("cot", problem.member, problem.question) % 1000 / 1000
+        return self._members[problem.member].steps is not None and chance < self._cot
+
     def prompt(self, problem: Problem) -> Prompt:
-        """Worked examples, then the question; an answer ends with its line."""
-        return Prompt(problem.id, f"{self._prefix[problem.member]}Question: {problem.question}\nAnswer:", ("\n",))
+        """Worked examples, then the question; an answer ends with its line, one with steps with an empty line."""
+        cot = self._has_steps(problem)
+        text = f"{self._prefix[problem.member]}Question: {problem.question}\n{'Steps:' if cot else 'Answer:'}"
+        return Prompt(problem.id, text, ("\n\n",) if cot else ("\n",), cot)
 
     def verify(self, problem: Problem, completion: Completion) -> Verdict:
         """Right when reasoning-gym scores the stripped answer at exactly 1; an answer cut by the budget is wrong."""
         if completion.finish_reason is FinishReason.LENGTH:
             return Verdict(False, "cut by the token budget")
+        answer = completion.text
+        if self._has_steps(problem):
+            _, marker, answer = answer.rpartition("\nAnswer:")
+            if not marker:
+                return Verdict(False, "steps without an answer")
         data = self._data[problem.member]
-        score = data.score_answer(answer=completion.text.strip(), entry=data[problem.metadata["index"]])
+        score = data.score_answer(answer=answer.strip(), entry=data[problem.metadata["index"]])
         return Verdict(score == 1.0, f"score {score:g}")
 
 
@@ -122,17 +166,40 @@ MEMBERS = {
     ),
     "syllogism": Member("syllogism"),
 }
-"""The demo's data sets: small arithmetic in which SmolLM2 is neither hopeless nor perfect."""
+"""The demo's data sets for the sequence level: small tasks in which SmolLM2 is neither hopeless nor perfect."""
+
+STEPS = {
+    "chain_sum": Member(
+        "chain_sum",
+        {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+        steps.ask_sum,
+        steps.partial_sums,
+    ),
+    "number_filtering": Member(
+        "number_filtering",
+        {"min_numbers": 3, "max_numbers": 3, "max_decimals": 0, "min_value": 0, "max_value": 20},
+        None,
+        steps.keep_or_remove,
+    ),
+    "gcd": Member("gcd", {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 50}, steps.ask_gcd),
+}
+"""The data sets for the token level: answers of several tokens, and worked steps for a part of the prompts."""
 
 
 def procedural_task(name: str) -> ProceduralTask:
-    """``demo``, the mixture of all members, or one member by its name.
+    """``demo`` and ``steps``, mixtures, or a member of ``demo`` by its name.
+
+    ``steps`` asks 30 % of its prompts with a chain of thought, the paper's ratio.
 
     Raises:
         ConfigError: no such task.
     """
     if name == "demo":
         return ProceduralTask("demo", MEMBERS)
+    if name == "steps":
+        return ProceduralTask("steps", STEPS, max_tokens=32, cot=0.3)
     if name in MEMBERS:
         return ProceduralTask(name, {name: MEMBERS[name]})
-    raise ConfigError(f"unknown task {name!r}: use demo (a mixture), or one of {', '.join(MEMBERS)}")
+    raise ConfigError(
+        f"unknown task {name!r}: use demo or steps (mixtures), or one of the demo's members, {', '.join(MEMBERS)}"
+    )
