@@ -19,17 +19,33 @@ SMALL = [
     *("--samples.train", "8", "--samples.validation", "8", "--samples.test", "16", "--bandit.epochs", "3"),
 ]
 
+TRAINING = [
+    *("--budgets", "1", "2", "--steps", "3", "--prompts", "3", "--group", "4", "--filter-samples", "0"),
+    *("--validation-samples", "1", "--width", "16"),
+]
+SPLITS = ["--problems.train", "6", "--problems.validation", "6", "--problems.test", "6"]
+TOKEN = [*TRAINING, *SPLITS, "--samples", "4"]
+CLOCKS = ("wall_seconds", "tokens_per_second")
+DEMO = [word.replace("--", "--token.") for word in TOKEN]
+
 
 def run(*words: str | Path) -> int:
     return cli.main([str(word) for word in words])
 
 
 def fake_demo(out: Path, *more: str) -> list[str]:
-    return ["demo", "--model", "fake", "--out", str(out), *SMALL, *more]
+    return ["demo", "--model", "fake", "--out", str(out), *SMALL, *DEMO, *more]
 
 
-def without_times(results: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in results.items() if name != "wall_seconds"}
+def train_token(out: Path, *more: str) -> list[str]:
+    return ["train", "token", "--model", "fake", "--out", str(out), *TOKEN, *more]
+
+
+def without_times(results: Any) -> Any:
+    """Results of any depth without what a clock says."""
+    if isinstance(results, dict):
+        return {name: without_times(value) for name, value in results.items() if name not in CLOCKS}
+    return [without_times(value) for value in results] if isinstance(results, list) else results
 
 
 def test_help_lists_every_verb_and_every_field_has_a_description(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +82,29 @@ def test_help_lists_every_verb_and_every_field_has_a_description(capsys: pytest.
         (["generate", "x" * 5000, "--model", "fake"], "context"),
         (["generate", "hello", "--model", "fake", "--adapter", "nowhere/at/all"], "nowhere/at/all"),
         (["evaluate", "--model", "fake", "--adapter", "."], "adapter"),
+        (["demo", "--model", "fake", "--token.problems.test", "7"], "multiples of its 3 members"),
+        (["demo", "--token.task", "chess"], "unknown task 'chess'"),
+        (["demo", "--token.group", "8"], "token: group must exceed the largest parallel budget, 8"),
+        (["train", "token", "--objective", "best"], "'--objective'. Expected one of ('pass@1', 'pass@k')"),
+        (
+            ["train", "token", "--features", "eyes"],
+            "'--features'. Expected one of ('hidden', 'entropy', 'hidden+entropy')",
+        ),
+        (["train", "token", "--group", "2"], "group must exceed the largest parallel budget, 8"),
+        (["train", "token", "--strategies", "greedy"], "at least two"),
+        (["train", "token", "--samples", "3"], "samples must be at least twice the largest budget, 16"),
+        (["train", "token", "--budgets", "2", "1"], "--budgets: parallel budgets must be whole numbers"),
+        (["train", "token", "--mask-above", "2"], "--mask-above: should be less than or equal to 1"),
+        (
+            ["train", "token", "--tracking", "mlflow"],
+            "'--tracking'. Expected one of ('tensorboard', 'trackio', 'wandb')",
+        ),
+        (["generate", "hello", "--model", "fake", "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
+        (["generate", "hello", "--model", "fake", "--trace"], "need --adapter with a token-level adapter"),
+        (
+            ["generate", "hello", "--model", "fake", "--commit", "--strategy", "T=1"],
+            "need --adapter with a token-level",
+        ),
         (["models", "pull"], "name a model"),
         (["push", "absent", "me/mine"], "absent"),
     ],
@@ -129,6 +168,13 @@ def test_the_demo_writes_results_report_and_adapters_and_they_are_usable(
     policies = {row["policy"] for row in printed["rows"]}
     assert {"adapter with budget", "adapter without budget", "BEST", "MIXED", "greedy"} <= policies
     assert {row["k"] for row in printed["rows"]} == {1, 2, 4, 8, "mean"}
+    token = printed["token"]
+    assert (printed["kind"], token["kind"]) == ("sequence", "token")
+    assert {row["policy"] for row in token["rows"]} >= {"adapter with budget", "BEST", "MIXED", "greedy"}
+    assert {row["k"] for row in token["rows"]} == {1, 2, "mean"}
+    assert [line["step"] for line in token["training"]["adapter with budget"]["history"]] == [0, 1, 2, 3]
+    assert (token["config"]["seed"], token["config"]["model"]) == (0, "fake")
+    assert token["wall_seconds"]["training"] > 0
 
     assert run("generate", "12", "--model", "fake", "--adapter", out / "adapter", "--budget", "4", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
@@ -214,9 +260,145 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(
     assert "another" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of each level, and a token-level one that does not see B."""
+    out = tmp_path_factory.mktemp("trained")
+    assert run(*train_token(out / "token")) == 0
+    assert run(*train_token(out / "blind", "--objective", "pass@1", "--no-with-budget")) == 0
+    assert run("train", "sequence", "--model", "fake", "--out", out / "sequence", *SMALL) == 0
+    return out
+
+
+def test_a_token_adapter_is_trained_and_says_how(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*train_token(trained / "token"), "--json") == 0  # everything is there already
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["adapter"] == str(trained / "token" / "adapter")
+    assert summary["kind"] == "adapter with budget"
+    assert 0 <= summary["validation_reward_of_the_uniform_policy"] <= summary["validation_reward"] <= 1
+    lines = [json.loads(line) for line in (trained / "token" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    description = json.loads((trained / "token" / "adapter" / "adapter.json").read_text())
+    assert description["training"]["rollouts"] == sum(line.get("rollouts", 0) for line in lines) == 3 * 3 * 4
+    assert description["training"]["task"] == "steps"
+
+
+def test_another_runs_checkpoint_and_a_filter_that_leaves_nothing(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert run(*train_token(trained / "token", "--seed", "1")) == 2
+    said = capsys.readouterr().err.strip()
+    assert "belongs to a run with other settings" in said
+    assert len(said.splitlines()) == 1
+    filtered = ["--filter-samples", "1", "--filter-low", "0.9", "--filter-high", "0.1"]
+    assert run(*train_token(tmp_path, *filtered)) == 2
+    *_, said = capsys.readouterr().err.strip().splitlines()
+    assert "none of 6 prompts has an initial pass rate between 0.9 and 0.1" in said
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_training_killed_after_a_checkpoint_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    words = ["--steps", "5", "--prompts", "6", "--group", "12", "--objective", "pass@1"]
+    assert run(*train_token(undisturbed, *words)) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rheostat.cli", *train_token(killed, *words)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and not (killed / "checkpoint.pt").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "adapter").exists(), "killed too late to show anything"
+    assert run(*train_token(killed, *words)) == 0
+    for name in ("adapter.safetensors", "adapter.json"):
+        assert (killed / "adapter" / name).read_bytes() == (undisturbed / "adapter" / name).read_bytes()
+    histories = [
+        [without_times(json.loads(line)) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (undisturbed, killed)
+    ]
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 6
+
+
+def test_token_adapters_are_evaluated_alone_and_together(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(trained / kind / "adapter") for kind in ("token", "blind")]
+    words = ["evaluate", "--model", "fake", "--out", tmp_path, *SPLITS, "--samples.test", "16", "--json", "--adapter"]
+    found = []
+    for chosen in (names[:1], names):
+        capsys.readouterr()
+        assert run(*words, *chosen) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert json.loads((tmp_path / "results.json").read_text()) == found[1]
+    assert "<html" in (tmp_path / "report.html").read_text()
+    alone, both = (results["rows"] for results in found)
+    assert found[0]["kind"] == "token"
+    assert found[0]["task"] == "steps"  # the one that the adapter was trained on
+    assert {row["k"] for row in alone} == {1, 2, "mean"}
+    assert {row["policy"] for row in both} == {row["policy"] for row in alone} | {names[1]}
+    assert alone == [row for row in both if row["policy"] != names[1]]
+    most = 32  # the token budget of "steps"
+    assert set(found[1]["lengths"]) == {*names, "greedy", "T=0.5", "T=1", "T=1.25"}
+    assert all(len(counts) == most + 1 for counts in found[1]["lengths"].values())
+    # 6 problems × 16 samples, under each B that the policy sees: one sweep serves the blind one at every k
+    assert [sum(found[1]["lengths"][name]) for name in names] == [2 * 96, 96]
+
+
+def test_adapters_of_two_levels_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [trained / kind / "adapter" for kind in ("sequence", "token")]
+    capsys.readouterr()
+    assert run("evaluate", "--model", "fake", "--adapter", *names) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"{names[1]}: it is of another level" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_evaluation_needs_samples_for_the_largest_budget(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--model", "fake", "--adapter", trained / "blind" / "adapter", "--bandit.budgets", "1"]
+    capsys.readouterr()
+    assert run(*words, "--samples.test", "15") == 2
+    assert "--samples.test must be at least twice the largest budget, 16" in capsys.readouterr().err
+
+
+def test_generate_under_a_token_adapter_and_its_trace(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "f.html"
+    words = ["generate", "12", "--model", "fake", "--adapter", trained / "token" / "adapter", "--budget", "2"]
+    words += ["--max-tokens", "5"]
+    capsys.readouterr()
+    assert run(*words, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["strategy"] is None
+    assert len(plain["completions"]) == 2
+    assert run(*words, "--json", "--trace", "--trace-out", page) == 0
+    traced = json.loads(capsys.readouterr().out)
+    assert traced["completions"] == plain["completions"]
+    assert [trace["text"] for trace in traced["traces"]] == [done["text"] for done in plain["completions"]]
+    assert "<html" in page.read_text()
+    assert run(*words) == 0
+    assert capsys.readouterr().out.splitlines() == [done["text"] for done in plain["completions"]]
+    assert run(*words, "--commit", "--json") == 0
+    assert json.loads(capsys.readouterr().out) != plain
+
+
+def test_a_trace_needs_a_token_adapter(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    page = tmp_path / "f.html"
+    words = ["generate", "12", "--model", "fake", "--adapter", trained / "sequence" / "adapter"]
+    assert run(*words, "--trace", "--trace-out", page) == 2
+    said = capsys.readouterr().err.strip()
+    assert "need --adapter with a token-level adapter" in said
+    assert len(said.splitlines()) == 1
+    assert not page.exists()
+
+
 @pytest.mark.model
 def test_a_small_demo_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> None:
-    words = ["demo", "--model", str(smollm2_path), "--out", str(tmp_path), *SMALL]
+    words = ["demo", "--model", str(smollm2_path), "--out", str(tmp_path), *SMALL, *DEMO]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "rheostat.cli", *words], check=False, capture_output=True, text=True, env=environment
@@ -240,6 +422,7 @@ def test_bench_engine_prints_what_benchmarks_promise(
     assert run("bench", "engine", "--model", smollm2_path, "--repeats", "1", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert {"bench", "machine", "versions", "rows", "ratios"} <= set(result)
-    assert set(result["ratios"]) == {"uniform 2: local/generate", "shared prefix 8x8: local/generate"}
+    ratios = {"uniform 2: local/generate", "shared prefix 8x8: local/generate", "adapted/static", "recorded/static"}
+    assert set(result["ratios"]) == ratios
     assert all({"case", "value", "unit", "low", "high"} == set(row) for row in result["rows"])
     assert all(row["low"] <= row["value"] <= row["high"] for row in result["rows"])

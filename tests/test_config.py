@@ -4,20 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from rheostat.config import RunConfig, Splits, build, read_toml
-from rheostat.decoding.spaces import TABLE_13
+from rheostat.adapters.token import Features
+from rheostat.config import DemoConfig, RunConfig, Splits, TokenRunConfig, build, read_toml
+from rheostat.decoding.spaces import TABLE_13, TABLE_14
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.errors import ConfigError
 from rheostat.training.bandit import BanditConfig, Estimator
+from rheostat.training.token import Objective, TokenEstimator, TokenTrainingConfig
+from rheostat.training.tracking import Tracking
 
 SOURCE = "run.toml"
 
 
-def refused(fields: dict[str, Any]) -> str:
+def refused(fields: dict[str, Any], model: type[BaseModel] = RunConfig) -> str:
     with pytest.raises(ConfigError) as caught:
-        build(RunConfig, fields, SOURCE)
+        build(model, fields, SOURCE)
     told = str(caught.value)
     assert told.startswith(f"{SOURCE}: ")
     assert "\n" not in told
@@ -138,3 +141,64 @@ def test_a_file_becomes_a_configuration(tmp_path: Path) -> None:
     config = build(RunConfig, read_toml(path), SOURCE)
     assert config.bandit.budgets == (1, 4)
     assert len(config.space) == 2
+
+
+def test_defaults_of_the_token_level_fit_together() -> None:
+    config = build(TokenRunConfig, {}, SOURCE)
+    assert config == TokenRunConfig()
+    assert (config.task, config.space, config.commit) == ("steps", TABLE_14, False)
+    fields = {name: getattr(config, name) for name in TokenTrainingConfig.model_fields}
+    assert TokenTrainingConfig(**fields) == TokenTrainingConfig()
+
+
+def test_fields_of_the_token_level_arrive() -> None:
+    config = build(
+        TokenRunConfig,
+        {
+            "objective": "pass@1",
+            "estimator": "action",
+            "features": "hidden+entropy",
+            "group": 2,
+            "budgets": [1, 2],
+            "samples": 4,
+            "strategies": ["greedy", "T=2"],
+            "order": "transformers",
+            "tracking": ["wandb"],
+        },
+        SOURCE,
+    )
+    assert (config.objective, config.estimator, config.features) == (
+        Objective.PASS_1, TokenEstimator.ACTION, Features.BOTH,
+    )  # fmt: skip
+    assert config.space == ActionSpace((Strategy(0), Strategy(2.0)), Order.TRANSFORMERS)
+    assert config.tracking == (Tracking.WANDB,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"stepps": 3}, "stepps: unknown key; the keys at the top are estimator, objective, "),
+        ({"objective": "best"}, "objective: "),
+        ({"features": "eyes"}, "features: "),
+        ({"tracking": ["mlflow"]}, "tracking.0: "),
+        ({"group": 8}, "group must exceed the largest parallel budget, 8"),
+        ({"budgets": [1, 16], "samples": 32}, "group must exceed the largest parallel budget, 16"),
+        ({"samples": 3}, "samples must be at least twice the largest budget, 16"),
+        ({"strategies": ["greedy"]}, "strategies: a policy needs at least two"),
+        ({"mask_above": 0}, "mask_above: "),
+        ({"dropout": 1}, "dropout: "),
+        ({"steps": 0}, "steps: "),
+        ({"problems": {"train": 6, "validation": 1, "test": 6}}, "problems.validation: "),
+    ],
+)
+def test_token_fields_are_named_first(fields: dict[str, Any], told: str) -> None:
+    assert refused(fields, TokenRunConfig).startswith(told)
+    if "tracking" not in fields and "stepps" not in fields:
+        assert refused({"token": fields}, DemoConfig).startswith(("token.", "token: "))
+
+
+def test_the_demo_has_both_levels() -> None:
+    config = build(DemoConfig, {"token": {"steps": 3}, "seed": 4}, SOURCE)
+    assert (config.token.steps, config.seed, config.task) == (3, 4, "demo")
+    assert len(TABLE_14) == len(TokenRunConfig(**config.token.model_dump(), seed=config.seed).space)
+    assert refused({"token": {"seed": 1}}, DemoConfig) == "token.seed: unknown key"

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from rheostat import __version__
-from rheostat.config import RunConfig, build, read_toml
+from rheostat.config import DemoConfig, RunConfig, TokenRunConfig, build, read_toml
 from rheostat.console import Console
 from rheostat.errors import AdapterError, ConfigError, RheostatError
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
-Arguments = TypeVar("Arguments", bound=BaseModel)
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class _Arguments(BaseModel):
@@ -32,43 +32,64 @@ class _Arguments(BaseModel):
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
-class _RunArguments(RunConfig):
-    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
-
-    def run_config(self) -> RunConfig:
-        """The part that shapes the numbers."""
-        return RunConfig(**{name: getattr(self, name) for name in RunConfig.model_fields})
+def _part(model: type[Config], arguments: BaseModel) -> Config:
+    """The fields of ``arguments`` that shape the numbers."""
+    return model(**{name: getattr(arguments, name) for name in model.model_fields})
 
 
-class Demo(_RunArguments):
-    """Train adapters with and without budget on a small real model, judge them on held-out problems, and write
-    results.json, report.html and the adapter. A run that was interrupted continues when it is started again."""
+class Demo(DemoConfig):
+    """Train adapters of both levels, with and without budget, on a small real model, judge them on held-out problems,
+    and write results.json, report.html and the adapters. An interrupted run continues when it is started again."""
 
     out: Path = Field(Path("runs/demo"), description="folder for everything that the run writes")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
-class TrainSequence(_RunArguments):
+class TrainSequence(RunConfig):
     """Train a sequence-level adapter: one strategy per prompt, from its embedding and the parallel budget."""
 
     out: Path = Field(Path("runs/sequence"), description="folder for rollouts, training history and adapter")
     with_budget: bool = Field(True, description="let the policy see the parallel budget")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
-class Evaluate(_RunArguments):
+class TrainToken(TokenRunConfig):
+    """Train a token-level adapter: one action at every token, from the hidden state and the token budget.
+    An interrupted run continues when it is started again."""
+
+    out: Path = Field(Path("runs/token"), description="folder for rollouts, checkpoint, metrics.jsonl and adapter")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class Evaluate(RunConfig):
     """Judge adapters against every static strategy on the test split; the action space is the adapters' own."""
 
+    task: str | None = Field(None, description="by default the one that the first adapter was trained on")  # type: ignore[assignment]
+    commit: bool | None = Field(  # type: ignore[assignment]
+        None, description="take the most probable action instead of drawing one (default: at the sequence level only)"
+    )
     adapter: tuple[str, ...] = Field((), description="adapter folders or Hub ids; none: static strategies only")
     out: Path = Field(Path("runs/evaluate"), description="folder for rollouts, results.json and report.html")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
 class Generate(_Arguments):
     """Complete a prompt under an adapter or a fixed strategy."""
 
-    prompt: tyro.conf.Positional[str] = Field(description="text to complete; - reads it from stdin")
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = Field(
+        description="text to complete; - reads it from stdin"
+    )
     model: str = Field("smollm2", description="base model: a name, a folder, or a Hub id")
     adapter: str | None = Field(None, description="adapter folder or Hub id; it picks the strategy")
     strategy: str | None = Field(None, description="a fixed strategy instead, like greedy or T=0.7,p=0.9 (default T=1)")
     budget: int = Field(1, description="parallel budget B: how many completions")
+    commit: Flag = Field(
+        False, description="a token-level adapter takes its most probable action, instead of drawing one"
+    )
+    trace: Flag = Field(
+        False, description="show each token coloured by its action, and write trace.html (token-level adapters)"
+    )
+    trace_out: Path = Field(Path("trace.html"), description="where --trace writes its page")
     max_tokens: int = Field(64, description="token budget b of each completion")
     stop: tuple[str, ...] = Field((), description="strings that end a completion")
     chat: Flag = Field(False, description="wrap the prompt in the model's chat template")
@@ -79,37 +100,43 @@ class Models(_Arguments):
     """List the models that need no hub, pull one into the cache, or print where it lies."""
 
     action: tyro.conf.Positional[Literal["list", "pull", "path"]] = Field("list", description="what to do")
-    name: tyro.conf.Positional[str] = Field("", description="a name, a folder, or a Hub id")
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = Field(
+        "", description="a name, a folder, or a Hub id"
+    )
 
 
 class Push(_Arguments):
     """Push an adapter folder to the Hugging Face Hub."""
 
-    folder: tyro.conf.Positional[Path] = Field(description="adapter folder")
-    repo: tyro.conf.Positional[str] = Field(description="owner/name on the Hub")
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Field(description="adapter folder")
+    repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")] = Field(
+        description="owner/name on the Hub"
+    )
     private: Flag = Field(False, description="make a new repository private")
 
 
 class Bench(_Arguments):
-    """Measure against a peer in one interleaved run."""
+    """Measure against a peer: the speed of the engine, or the variance of the token gradient."""
 
-    name: tyro.conf.Positional[Literal["engine"]] = Field("engine", description="what to measure")
+    name: tyro.conf.Positional[Literal["engine", "estimator"]] = Field(
+        "engine", description="engine: tokens per second beside transformers'; estimator: variances of the gradient"
+    )
     model: str = Field("smollm2", description="model to measure with")
-    repeats: int = Field(5, ge=1, description="interleaved repetitions; medians are reported")
+    repeats: int = Field(5, ge=1, description="engine: interleaved repetitions; estimator: times 24 prompts")
 
 
 def _demo(arguments: Demo, console: Console) -> object:
-    from rheostat import verbs
+    from rheostat.verbs.report import demo
 
-    results = verbs.demo(arguments.run_config(), arguments.out, console)
+    results = demo(_part(DemoConfig, arguments), arguments.out, console)
     _show(results, arguments.out, console)
     return results
 
 
 def _train_sequence(arguments: TrainSequence, console: Console) -> object:
-    from rheostat import verbs
+    from rheostat.verbs.sequence import train_sequence
 
-    summary = verbs.train_sequence(arguments.run_config(), arguments.out, console, arguments.with_budget)
+    summary = train_sequence(_part(RunConfig, arguments), arguments.out, console, arguments.with_budget)
     console.say(
         f"validation reward {summary['validation_reward']:.3f}, best single strategy "
         f"{summary['validation_best_single_strategy']:.3f}; adapter in {summary['adapter']}"
@@ -117,31 +144,64 @@ def _train_sequence(arguments: TrainSequence, console: Console) -> object:
     return summary
 
 
-def _evaluate(arguments: Evaluate, console: Console) -> object:
-    from rheostat import verbs
-    from rheostat.adapters.files import load_adapter
+def _train_token(arguments: TrainToken, console: Console) -> object:
+    from rheostat.verbs.token import train_token_level
 
-    engine = verbs.open_engine(arguments.model)
-    loaded = {name: load_adapter(name, base=verbs.base_of(engine.info)).adapter for name in arguments.adapter}
-    config = arguments.run_config()
-    for name, adapter in loaded.items():
-        first = next(iter(loaded.values()))
-        if (adapter.space, adapter.config.budgets) != (first.space, first.config.budgets):
+    summary = train_token_level(_part(TokenRunConfig, arguments), arguments.out, console)
+    console.say(
+        f"validation reward {summary['validation_reward']:.3f} (batch {summary['kept_step']}), at the start "
+        f"{summary['validation_reward_of_the_uniform_policy']:.3f}; adapter in {summary['adapter']}"
+    )
+    return summary
+
+
+def _evaluate(arguments: Evaluate, console: Console) -> object:
+    from rheostat.adapters.files import load_adapter
+    from rheostat.adapters.sequence import SequenceAdapter
+    from rheostat.adapters.token import TokenAdapter
+    from rheostat.verbs.report import evaluate, evaluate_token
+    from rheostat.verbs.run import base_of, open_engine
+
+    engine = open_engine(arguments.model)
+    loaded = {name: load_adapter(name, base=base_of(engine.info)) for name in arguments.adapter}
+    fields = arguments.model_dump(include=set(RunConfig.model_fields) - {"task", "commit"})
+    trained_on = [str(item.training["task"]) for item in loaded.values() if "task" in item.training]
+    fields["task"] = arguments.task or next(iter(trained_on), "demo")
+    sequences: dict[str, SequenceAdapter] = {}
+    tokens: dict[str, TokenAdapter] = {}
+    first = next(iter(loaded.values()), None)
+    for name, item in loaded.items():
+        assert first is not None
+        if (type(item.adapter), item.adapter.space) != (type(first.adapter), first.adapter.space):
             raise AdapterError(
-                f"{name}: it has other strategies or budgets than {next(iter(loaded))}; evaluate it alone"
+                f"{name}: it is of another level, or has other strategies than {next(iter(loaded))}; evaluate it alone"
             )
+        fields |= {"strategies": tuple(map(str, item.adapter.space)), "order": item.adapter.space.order}
+        if isinstance(item.adapter, TokenAdapter):
+            tokens[name] = item.adapter
+        else:
+            if item.adapter.config.budgets != first.adapter.config.budgets:
+                raise AdapterError(f"{name}: it has other budgets than {next(iter(loaded))}; evaluate it alone")
+            sequences[name] = item.adapter
+            fields["pooling"] = item.adapter.config.pooling
+            fields["bandit"] = fields["bandit"] | {"budgets": item.adapter.config.budgets}
+    if tokens:
+        budgets = sorted({k for adapter in tokens.values() for k in adapter.config.budgets}) or [1, 2, 4, 8]
+        if arguments.samples.test < 2 * budgets[-1]:
+            raise ConfigError(f"--samples.test must be at least twice the largest budget, {2 * budgets[-1]}")
         config = build(
-            RunConfig,
-            config.model_dump()
-            | {
-                "strategies": tuple(map(str, adapter.space)),
-                "order": adapter.space.order,
-                "pooling": adapter.config.pooling,
-                "bandit": config.bandit.model_dump() | {"budgets": adapter.config.budgets},
-            },
-            name,
+            TokenRunConfig,
+            {name: fields[name] for name in ("model", "task", "strategies", "order", "problems", "seed")}
+            | {"samples": arguments.samples.test, "commit": bool(arguments.commit)}
+            | {"budgets": budgets, "group": budgets[-1] + 1},
+            "evaluate",
         )
-    results = verbs.evaluate(config, arguments.out, console, loaded, engine)
+        results = evaluate_token(config, arguments.out, console, tokens, engine)
+    else:
+        commit = True if arguments.commit is None else arguments.commit
+        results = evaluate(
+            build(RunConfig, fields | {"commit": commit}, "evaluate"), arguments.out, console, sequences, engine
+        )
     _show(results, arguments.out, console)
     return results
 
@@ -152,13 +212,17 @@ def _show(results: dict[str, Any], out: Path, console: Console) -> None:
 
     console.rich.print(summary_table(results))
     console.say(sentence(results))
+    if "token" in results:
+        console.say("")
+        console.say("Token level:")
+        console.rich.print(summary_table(results["token"]))
+        console.say(sentence(results["token"]))
     console.say(f"{out / 'results.json'}, {out / 'report.html'}")
 
 
 def _generate(arguments: Generate, console: Console) -> object:
     from rheostat.generate import generate
 
-    del console
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     result = generate(
         text,
@@ -170,8 +234,17 @@ def _generate(arguments: Generate, console: Console) -> object:
         stop=arguments.stop,
         chat=arguments.chat,
         seed=arguments.seed,
+        commit=arguments.commit,
+        trace=arguments.trace,
     )
-    if not arguments.json_output:
+    if arguments.trace:
+        from rheostat.reports.trace import render_trace, write_trace
+
+        write_trace(result["traces"], arguments.trace_out)
+        for trace in result["traces"]:
+            console.rich.print(render_trace(trace))
+        console.say(f"{arguments.trace_out}")
+    if not arguments.json_output and not arguments.trace:
         if result["probabilities"]:
             shares = ", ".join(f"{name} {share:.2f}" for name, share in result["probabilities"].items())
             print(f"# strategy {result['strategy']} (of {shares})")
@@ -210,9 +283,14 @@ def _push(arguments: Push, console: Console) -> object:
 
 
 def _bench(arguments: Bench, console: Console) -> object:
-    from rheostat.bench.engine import bench_engine
+    if arguments.name == "engine":
+        from rheostat.bench.engine import bench_engine
 
-    result = bench_engine(arguments.model, arguments.repeats, console)
+        result = bench_engine(arguments.model, arguments.repeats, console)
+    else:
+        from rheostat.bench.estimator import bench_estimator
+
+        result = bench_estimator(arguments.model, arguments.repeats, console)
     if not arguments.json_output:
         for name, ratio in result["ratios"].items():
             print(f"{name}: {ratio:.2f}")
@@ -222,6 +300,7 @@ def _bench(arguments: Bench, console: Console) -> object:
 VERBS: dict[str, tuple[type[BaseModel], Callable[..., object]]] = {
     "demo": (Demo, _demo),
     "train sequence": (TrainSequence, _train_sequence),
+    "train token": (TrainToken, _train_token),
     "evaluate": (Evaluate, _evaluate),
     "generate": (Generate, _generate),
     "models": (Models, _models),
@@ -254,7 +333,7 @@ def _split_verb(words: list[str]) -> tuple[str, list[str]]:
             return name, words[length:]
     given = words[0] if words else ""
     if given == "train":
-        raise ConfigError("train: say what to train: 'rheostat train sequence'")
+        raise ConfigError("train: say what to train: 'rheostat train sequence' or 'rheostat train token'")
     raise ConfigError(f"unknown verb {given!r}: use one of {', '.join(VERBS)} ('rheostat --help' explains them)")
 
 
@@ -302,7 +381,9 @@ def _one_line(box: str, verb: str) -> str:
     message = " ".join((parts[1] if len(parts) > 1 else box).split()).removeprefix("Error parsing ")
     pydantic = re.search(r"1 validation error for \w+ (.*?) ?(?:Value error, |Input should )(.*?) \[type=", message)
     if pydantic:
-        where = f"{message.partition(':')[0]}.{pydantic[1]}: " if pydantic[1] else ""
+        owner = message.partition(":")[0]
+        parts = [*([] if owner == VERBS[verb][0].__name__ else [owner]), *pydantic[1].split()]
+        where = f"--{'.'.join(parts).replace('_', '-')}: " if parts else ""
         message = where + ("should " if "Input should" in message else "") + pydantic[2]
     return f"{message} ('rheostat {verb} --help' lists the options)"
 

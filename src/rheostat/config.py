@@ -11,6 +11,8 @@ from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.engines.base import Pooling
 from rheostat.errors import ConfigError, RheostatError
 from rheostat.training.bandit import BanditConfig, Estimator
+from rheostat.training.token import TokenTrainingConfig
+from rheostat.training.tracking import Tracking
 
 
 class Splits(BaseModel):
@@ -57,6 +59,56 @@ class RunConfig(BaseModel):
     @property
     def space(self) -> ActionSpace:
         return ActionSpace(strategies_named(self.strategies), self.order)
+
+
+class TokenLevel(TokenTrainingConfig):
+    """What is learned at the token level, and from how much."""
+
+    task: str = Field(
+        "steps", description="steps (answers of several tokens, partly with worked steps), or another task"
+    )
+    strategies: tuple[str, ...] = Field(
+        ("table14",), description="actions: a table of the paper, or strategies like greedy T=0.75,k=10"
+    )
+    problems: Splits = Field(Splits(train=720, validation=96, test=300), description="problems of each split")
+    samples: int = Field(16, ge=2, description="completions per test problem, policy and budget; strategies likewise")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TokenLevel":
+        if self.samples < 2 * max(self.budgets):
+            raise ValueError(f"samples must be at least twice the largest budget, {2 * max(self.budgets)}")
+        if len(strategies_named(self.strategies)) < 2:
+            raise ValueError("strategies: a policy needs at least two to choose from")
+        return self
+
+
+class TokenRunConfig(TokenLevel):
+    """Everything that shapes the numbers of a token-level run."""
+
+    model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
+    commit: bool = Field(
+        False, description="in evaluation: take the most probable action at every token instead of drawing one"
+    )
+    seed: int = Field(0, description="every draw and every initial weight is a function of it")
+    tracking: tuple[Tracking, ...] = Field((), description="where metrics go beside metrics.jsonl")
+
+    @property
+    def space(self) -> ActionSpace:
+        return ActionSpace(strategies_named(self.strategies), self.order)
+
+
+class DemoConfig(RunConfig):
+    """Both levels."""
+
+    problems: Splits = Field(Splits(train=780, validation=240, test=600), description="problems of each split")
+    token: TokenLevel = Field(
+        TokenLevel(
+            budgets=(1, 8),
+            problems=Splits(train=360, validation=48, test=90),
+        ),
+        description="the token level",
+    )
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -1,17 +1,20 @@
 """Complete one prompt under an adapter or a fixed strategy: what an application calls."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from rheostat.adapters.files import load_adapter
+from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines.base import Pooling, Request
 from rheostat.engines.local import LocalEngine
 from rheostat.errors import ConfigError
+from rheostat.evaluation.behaviour import traced
 from rheostat.seeding import derive_seed
-from rheostat.types import Prompt
-from rheostat.verbs import base_of, open_engine
+from rheostat.types import Completion, Prompt
+from rheostat.verbs.run import base_of, open_engine
 
 
 def generate(
@@ -25,23 +28,28 @@ def generate(
     stop: tuple[str, ...] = (),
     chat: bool = False,
     seed: int = 0,
+    commit: bool = False,
+    trace: bool = False,
 ) -> dict[str, Any]:
     """``budget`` completions of a prompt.
 
     Args:
         prompt: the text, or with ``chat`` the user's message.
         model: base model: a name, a folder, or a Hub id.
-        adapter: folder or Hub id; it picks the strategy from the prompt and the budget.
+        adapter: folder or Hub id; a sequence-level one picks the strategy from the prompt and the budget, a token-level
+            one an action at every token.
         strategy: a fixed strategy instead, like ``greedy`` or ``T=0.7,p=0.9`` (default ``T=1``).
         budget: parallel budget B of at least 1.
         max_tokens: token budget b of at least 1.
         stop: strings that end a completion.
         chat: wrap the prompt in the model's chat template.
         seed: every draw is a function of it.
+        commit: a token-level adapter takes its most probable action, instead of drawing one.
+        trace: with a token-level adapter, also return ``traces``: what it decided at every token.
 
     Returns:
-        ``strategy``, ``probabilities`` (of the adapter's strategies; empty without one), and ``completions``
-        with ``text``, ``tokens`` and ``finish_reason``.
+        ``strategy`` (None where it changes from token to token), ``probabilities`` (of a sequence-level adapter's
+        strategies; else empty), and ``completions`` with ``text``, ``tokens`` and ``finish_reason``.
 
     Raises:
         RheostatError: see its children; each says what to do.
@@ -57,9 +65,19 @@ def generate(
             raise ConfigError(f"chat: the model {model!r} has no chat template")
         prompt = engine.chat_text(prompt)
     asked = Prompt(f"prompt-{derive_seed(prompt):016x}", prompt, stop)
+    policy = None if adapter is None else load_adapter(adapter, base=base_of(engine.info)).adapter
+    if isinstance(policy, TokenAdapter):
+        decoding = AdaptiveDecoding(policy.to(engine.info.device), commit)
+        free: dict[str, Any] = {"strategy": None, "probabilities": {}}
+        if trace:
+            completions, traces = traced(engine, asked, decoding, str(adapter), budget, max_tokens, seed)
+            return free | {"completions": _plain(completions), "traces": traces}
+        requests = [Request(asked, None, sample, seed, max_tokens, budget) for sample in range(budget)]
+        return free | {"completions": _plain(engine.generate(requests, decoding, policy.space.order))}
+    if trace or commit:
+        raise ConfigError("--trace and --commit need --adapter with a token-level adapter")
     order, probabilities = Order.VLLM, {}
-    if adapter is not None:
-        policy = load_adapter(adapter, base=base_of(engine.info)).adapter
+    if policy is not None:
         embedding_PH = engine.embed([asked], Pooling(policy.config.pooling))
         budget_P = torch.tensor([budget])
         action = int(policy.choose(embedding_PH, budget_P))
@@ -67,11 +85,12 @@ def generate(
         fixed, order = policy.space.strategies[action], policy.space.order
         probabilities = {str(s): round(p, 6) for s, p in zip(policy.space, pi_A, strict=True)}
     requests = [Request(asked, fixed, sample, seed, max_tokens) for sample in range(budget)]
-    return {
-        "strategy": str(fixed),
-        "probabilities": probabilities,
-        "completions": [
-            {"text": item.text, "tokens": len(item.token_ids), "finish_reason": str(item.finish_reason)}
-            for item in engine.generate(requests, order=order)
-        ],
-    }
+    completions = engine.generate(requests, order=order)
+    return {"strategy": str(fixed), "probabilities": probabilities, "completions": _plain(completions)}
+
+
+def _plain(completions: Sequence[Completion]) -> list[dict[str, Any]]:
+    return [
+        {"text": item.text, "tokens": len(item.token_ids), "finish_reason": str(item.finish_reason)}
+        for item in completions
+    ]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.errors import ConfigError
-from rheostat.evaluation.evaluate import Comparison, Row, compare
-from rheostat.rollouts.sweep import Sweep
+from rheostat.evaluation.evaluate import Comparison, Row, compare, compare_token
+from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.statistics import mean_interval, paired_difference
 from rheostat.types import Problem
 
@@ -54,7 +54,8 @@ def policy() -> Lookup:
 def sweep_of(right_AP: list[list[int]], space: ActionSpace = SPACE) -> Sweep:
     problems = tuple(Problem(f"p{i}", "t", member, f"q{i}", "a") for i, member in enumerate(("sums", "words")))
     rewards_PAS = np.array([[[float(s < right) for s in range(4)] for right in of] for of in np.array(right_AP).T])
-    return Sweep(problems, space, rewards_PAS.astype(np.float32), 16, 32, 0, 0)
+    lengths_PAS = np.ones(rewards_PAS.shape, dtype=np.int64)
+    return Sweep(problems, space, rewards_PAS.astype(np.float32), lengths_PAS, 16, 32, 0, 0)
 
 
 def compared(commit: bool = False) -> Comparison:
@@ -190,3 +191,80 @@ def test_an_adapter_with_another_space_is_refused(space: ActionSpace) -> None:
     stranger.space = space
     with pytest.raises(ConfigError, match="stranger: it chooses from other strategies"):
         compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"stranger": stranger}, EMBEDDING_PH, BUDGETS, True)
+
+
+# --- Token level: pass@k over samples that were drawn under B = k ---
+
+
+def policy_sweep(right_P: list[int], samples: int) -> PolicySweep:
+    rewards_PS = np.array([[float(s < right) for s in range(samples)] for right in right_P], dtype=np.float32)
+    return PolicySweep(sweep_of(TEST_RIGHT).problems, rewards_PS, np.ones(rewards_PS.shape, dtype=np.int64), 0, 0, 0, 0)
+
+
+# pass@1 from the samples under B = 1, pass@2 from those under B = 2; of five samples 1 - C(5 - c, 2) / 10
+AWARE = {1: policy_sweep([1, 3], 4), 2: policy_sweep([2, 4], 5)}
+BLIND = dict.fromkeys(BUDGETS, policy_sweep([0, 2], 4))
+UNIFORM = policy_sweep([1, 2], 4)
+TOKEN = {
+    ("aware", "adapter"): with_mean({1: [1 / 4, 3 / 4], 2: [7 / 10, 1]}),
+    ("blind", "adapter"): with_mean({1: [0, 1 / 2], 2: [0, 5 / 6]}),
+    ("BEST", "best"): with_mean(BEST),
+    ("best single strategy", "best"): with_mean(STATIC[COLD]),
+    ("MIXED", "mixed"): with_mean({1: [1 / 4, 1 / 2], 2: [1 / 2, 5 / 6]}),
+    (COLD, "static"): with_mean(STATIC[COLD]),
+    (WARM, "static"): with_mean(STATIC[WARM]),
+}
+
+
+def token_compared(cot: tuple[bool, bool] = (False, False)) -> Comparison:
+    sweeps = {"aware": AWARE, "blind": BLIND}
+    return compare_token(
+        sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), sweeps, UNIFORM, BUDGETS, np.array(cot, dtype=np.bool_)
+    )
+
+
+def test_token_rows_by_hand() -> None:
+    rows = {(row.policy, row.kind, row.k): row for row in token_compared().rows}
+    assert set(rows) == {(*name, k) for name in TOKEN for k in (1, 2, "mean")}
+    for (name, kind, k), row in rows.items():
+        interval = mean_interval(TOKEN[name, kind][k], bounds=(0.0, 1.0))
+        assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
+        assert (row.n_problems, row.n_samples, row.style) == (2, 4, None)
+    assert rows["aware", "adapter", 2].estimate == 0.85
+    assert rows["MIXED", "mixed", 1].estimate == 0.375  # the given sweep; the mean over strategies would be 0.4375
+    assert rows["BEST", "best", 2].chosen == WARM
+
+
+def test_token_differences_are_paired_by_problem() -> None:
+    kinds = {"best single strategy": "best", "BEST": "best", "MIXED": "mixed"}
+    differences = {(d.policy, d.baseline, d.k): d for d in token_compared().differences}
+    assert set(differences) == {(n, b, k) for n in ("aware", "blind") for b in kinds for k in (1, 2, "mean")}
+    for (name, baseline, k), difference in differences.items():
+        interval = paired_difference(TOKEN[name, "adapter"][k], TOKEN[baseline, kinds[baseline]][k])
+        assert numbers(difference) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
+    assert differences["aware", "MIXED", 1].estimate == pytest.approx(0.125)
+    assert differences["blind", "MIXED", 2].estimate == pytest.approx(-0.25)
+
+
+def test_token_rows_by_style_need_two_styles_and_two_problems_of_one() -> None:
+    assert token_compared().by_style == token_compared((True, True)).by_style == []
+    assert token_compared((True, False)).by_style == []
+
+    double = Sweep(
+        *(lambda s: (s.problems * 2, s.space, np.tile(s.rewards_PAS, (2, 1, 1)), np.tile(s.length_PAS, (2, 1, 1))))(
+            sweep_of(TEST_RIGHT)
+        ),
+        32, 64, 0, 0,
+    )  # fmt: skip
+    adapter = {k: policy_sweep([0, 4, 1, 3], 4) for k in BUDGETS}
+    got = compare_token(
+        sweep_of(VALIDATION_RIGHT), double, {"own": adapter}, policy_sweep([4, 0, 2, 2], 4), BUDGETS,
+        np.array([True, False, False, True]),
+    )  # fmt: skip
+    rows = {(row.style, row.policy, row.k): row for row in got.by_style}
+    assert {style for style, *_ in rows} == {"cot", "direct"}
+    assert rows["cot", "own", 1].estimate == pytest.approx((0 + 3 / 4) / 2)
+    assert rows["direct", "own", 1].estimate == pytest.approx((1 + 1 / 4) / 2)
+    assert rows["cot", "MIXED", 2].estimate == pytest.approx((1 + 5 / 6) / 2, abs=1e-6)
+    assert rows["direct", COLD, 1].estimate == pytest.approx((0 + 1 / 2) / 2)
+    assert all(row.n_problems == 2 for row in got.by_style)

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 import transformers
 
+from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter, TokenConfig
 from rheostat.console import Console
-from rheostat.decoding.strategy import Strategy
+from rheostat.decoding.recording import Recorder
+from rheostat.decoding.spaces import TABLE_14
+from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines import models
 from rheostat.engines.base import Request
 from rheostat.engines.local import LocalEngine
@@ -36,7 +39,7 @@ class _Budgets(transformers.StoppingCriteria):  # type: ignore[misc]  # transfor
 
 
 def bench_engine(model: str, repeats: int, console: Console) -> dict[str, Any]:
-    """Both cases, ``repeats`` times in turn; the medians, their ranges, and the median ratios."""
+    """All cases, ``repeats`` times in turn; the medians, their ranges, and the median ratios."""
     path = models.locate(model)
     engine = LocalEngine(path, name=model)
     engine.vocabulary.eos_ids = frozenset()
@@ -70,24 +73,57 @@ def bench_engine(model: str, repeats: int, console: Console) -> dict[str, Any]:
                     tokens = run()
                     rates[side].append(tokens / (time.perf_counter() - start))
                     bar(2 * repeat + (side == "generate") + 1, 2 * repeats, 0)
-        for side, values in rates.items():
-            rows.append(
-                {
-                    "case": f"{case}: {side}",
-                    "value": round(statistics.median(values), 2),
-                    "unit": "tokens/s",
-                    "low": round(min(values), 2),
-                    "high": round(max(values), 2),
-                }
-            )
+        rows += [_rate(f"{case}: {side}", values) for side, values in rates.items()]
         pairs = [ours / peers for ours, peers in zip(rates["local"], rates["generate"], strict=True)]
         ratios[f"{case}: local/generate"] = round(statistics.median(pairs), 3)
+    adapted_rows, adapted_ratios = _adapted(engine, cases[f"uniform {_ROWS}"][0], repeats, console)
+    rows += adapted_rows
+    ratios |= adapted_ratios
     return {
         "bench": "engine",
         "machine": machine() | {"device": engine.info.device, "threads": engine.info.threads},
         "versions": versions() | {"model": f"{model} {engine.info.dtype}"},
         "rows": rows,
         "ratios": ratios,
+    }
+
+
+def _adapted(
+    engine: LocalEngine, prompts: list[Prompt], repeats: int, console: Console
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Adapted decoding, and adapted decoding that is recorded for training, over a fixed temperature."""
+    adapter = TokenAdapter(TokenConfig(engine.info.hidden_size, budgets=(1, 2, 4, 8)), TABLE_14).eval()
+    policy = AdaptiveDecoding(adapter.to(engine.device))
+    fixed = [Request(prompt, Strategy(), 0, 0, _TOKENS) for prompt in prompts]
+    free = [Request(prompt, None, 0, 0, _TOKENS) for prompt in prompts]
+    sides: dict[str, Callable[[], object]] = {
+        "static": lambda: engine.generate(fixed),
+        "adapted": lambda: engine.generate(free, policy),
+        "recorded": lambda: engine.generate(free, policy, observer=Recorder(Order.VLLM)),
+    }
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    with console.progress("adapted decoding", len(sides) * repeats, "") as bar:
+        for repeat in range(repeats):
+            for number, (side, run) in enumerate(sides.items()):
+                engine.forget_prefixes()
+                start = time.perf_counter()
+                run()
+                rates[side].append(len(prompts) * _TOKENS / (time.perf_counter() - start))
+                bar(len(sides) * repeat + number + 1, len(sides) * repeats, 0)
+    ratios = {
+        f"{side}/static": round(statistics.median(a / b for a, b in zip(rates[side], rates["static"], strict=True)), 3)
+        for side in ("adapted", "recorded")
+    }
+    return [_rate(side, values) for side, values in rates.items()], ratios
+
+
+def _rate(case: str, values: list[float]) -> dict[str, Any]:
+    return {
+        "case": case,
+        "value": round(statistics.median(values), 2),
+        "unit": "tokens/s",
+        "low": round(min(values), 2),
+        "high": round(max(values), 2),
     }
 
 

@@ -1,0 +1,143 @@
+"""What every command works with: engine, task, store, console, and where results go."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rheostat.adapters.files import BaseModel
+from rheostat.config import RunConfig, TokenRunConfig
+from rheostat.console import Console
+from rheostat.decoding.strategy import ActionSpace
+from rheostat.engines import models
+from rheostat.engines.base import Engine, EngineInfo
+from rheostat.engines.fake import FakeEngine
+from rheostat.engines.local import LocalEngine
+from rheostat.environment import machine, versions
+from rheostat.files import make_folder
+from rheostat.rollouts.store import RolloutStore
+from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep
+from rheostat.statistics import mean_interval
+from rheostat.tasks.base import Split, Task
+from rheostat.tasks.procedural import procedural_task
+from rheostat.types import Problem
+
+WITH_BUDGET, WITHOUT_BUDGET = "adapter with budget", "adapter without budget"
+FORMAT = 1  # of results.json
+
+
+def open_engine(model: str) -> Engine:
+    """The engine of a model name, folder or Hub id; ``fake`` needs no weights.
+
+    Raises:
+        ModelError: no such model.
+    """
+    if model == "fake":
+        return FakeEngine()
+    return LocalEngine(models.locate(model), name=model)
+
+
+def base_of(info: EngineInfo) -> BaseModel:
+    """The base model as adapter files name it."""
+    return BaseModel(info.model, None, info.hidden_size, info.fingerprint)
+
+
+@dataclass
+class Run:
+    """One level of one command. Two levels of a command share engine, store and console."""
+
+    config: RunConfig | TokenRunConfig
+    out: Path
+    engine: Engine
+    task: Task
+    store: RolloutStore
+    console: Console
+    splits: Mapping[Split, list[Problem]]
+    wall_seconds: dict[str, float] = field(default_factory=dict)
+    sweeps: list[Sweep | PolicySweep] = field(default_factory=list)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wall_seconds[name] = self.wall_seconds.get(name, 0) + round(time.perf_counter() - start, 3)
+
+    def sweep(self, split: Split, space: ActionSpace, samples: int) -> Sweep:
+        """Every strategy on every problem of a split, from the store where it is there."""
+        problems = self.splits[split]
+        total = len(problems) * len(space) * samples
+        with self.phase(f"rollouts {split}"), self.console.progress(f"rollouts for {split}", total, "tokens") as bar:
+            result = sweep(self.engine, self.task, problems, space, samples, self.config.seed, self.store, bar)
+        self.sweeps.append(result)
+        return result
+
+    def facts(self) -> dict[str, object]:
+        """What results say about the run itself."""
+        return {
+            "format": FORMAT,
+            "model": self.engine.info.to_dict(),
+            "task": self.config.task,
+            "members": list(dict.fromkeys(problem.member for problem in self.splits[Split.TEST])),
+            "order": str(self.config.order),
+            "strategies": [str(strategy) for strategy in self.config.space],
+            "seeds": {"run": self.config.seed},
+            "versions": versions(),
+            "machine": machine(),
+            "counts": {
+                "rollouts": sum(item.sampled for item in self.sweeps),
+                "tokens": sum(item.tokens for item in self.sweeps),
+                "truncated": sum(item.truncated for item in self.sweeps),
+                "without_verdict": sum(item.missing for item in self.sweeps),
+            },
+        }
+
+    def bounds(self, on_test: Sweep, budgets: tuple[int, ...]) -> dict[str, object]:
+        """The mean over strategies with missing verdicts counted wrong and right; empty where none is missing."""
+        if not any(item.missing for item in self.sweeps):
+            return {}
+        missing = {"missing_wrong": 0.0, "missing_right": 1.0}
+        return {
+            "bounds": {
+                str(k): {
+                    name: mean_interval(on_test.pass_at(k, missing_is=value).mean(1)).estimate
+                    for name, value in missing.items()
+                }
+                for k in budgets
+            }
+        }
+
+
+def pose(config: RunConfig | TokenRunConfig) -> tuple[Task, dict[Split, list[Problem]]]:
+    """The task and its problems, all splits at once: what cannot be had is refused before anything is paid for.
+
+    Raises:
+        ConfigError: no such task, or a split that holds fewer problems.
+    """
+    task = procedural_task(config.task)
+    return task, {split: task.problems(split, getattr(config.problems, split.value)) for split in Split}
+
+
+@contextmanager
+def open_run(
+    config: RunConfig | TokenRunConfig,
+    out: Path,
+    console: Console,
+    engine: Engine | None = None,
+    store: RolloutStore | None = None,
+) -> Iterator[Run]:
+    """A run in folder ``out``, whose store is locked until it ends; ``store`` is one that is open already."""
+    start = time.perf_counter()
+    task, splits = pose(config)
+    out = make_folder(out)
+    if store is not None:
+        assert engine is not None, "who shares a store shares an engine"
+        yield Run(config, out, engine, task, store, console, splits)
+        return
+    with RolloutStore(out / "rollouts") as opened:
+        run = Run(config, out, engine or open_engine(config.model), task, opened, console, splits)
+        run.wall_seconds["set-up"] = round(time.perf_counter() - start, 3)
+        yield run
