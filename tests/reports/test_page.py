@@ -120,7 +120,7 @@ def fake_results(estimate: float = 0.021, low: float = 0.008, high: float = 0.03
 class Page(HTMLParser):
     """Checks that every element is closed in order, and keeps text, tags and attributes."""
 
-    VOID = ("meta", "br", "link", "img", "hr", "wbr")
+    VOID = ("meta", "br", "link", "img", "hr", "wbr", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()

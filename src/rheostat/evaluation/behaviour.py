@@ -56,6 +56,7 @@ def behaviour(
             "adapted": {"policy": name, "counts": np.histogram(adapted.entropy_N.numpy(), edges)[0].tolist()},
             "by_action": counts,
             "grid": _grid(adapted),
+            "parallel_budget": parallel,
         },
         "traces": [
             trace(engine, requests[index], completions[index], adapted[adapted.request_N == index], policy, name)

@@ -38,19 +38,20 @@ class _Style:
 _STYLES = {
     ADAPTER: _Style("accent", 3.0, "-", 6),
     PLAIN_ADAPTER: _Style("second", 1.8, "-", 5),
+    "entropy-only adapter": _Style("second", 1.6, ":", 5),
     "BEST": _Style("ink", 1.6, "-", 4),
     "MIXED": _Style("ink", 1.4, "--", 3),
 }
 _STATIC = _Style("faint", 1.0, "-", 2)
 
 
-def curve(results: Results, width: int) -> Markup | None:
+def curve(results: Results, width: int, name: str = "curve") -> Markup | None:
     """Percent of problems solved against the parallel budget, every policy labelled at the end of its line."""
     xs = reading.budgets(results)
     content = reading.table(results)
     lines = [(line, _percents([cell.estimate for cell in line.cells[: len(xs)]])) for line in content.lines]
     drawn = [(line, ys) for line, ys in lines if ys]
-    if not drawn:
+    if not drawn or len(xs) < 2:  # one budget makes no line
         return None
     narrow = width < 500
     with matplotlib.rc_context(RC):
@@ -72,7 +73,7 @@ def curve(results: Results, width: int) -> Markup | None:
         ends = [(line.policy, ys[-1]) for line, ys in reversed(drawn)]  # of equals the adapter comes on top
         _end_labels(axes, ends, xs[-1], narrow, height - bottom - top)
         return to_svg(
-            figure, f"curve{width}", "Line chart: percent of test problems solved against the number of samples."
+            figure, f"{name}{width}", "Line chart: percent of test problems solved against the number of samples."
         )
 
 
@@ -140,9 +141,10 @@ def _push_apart(places: list[float], sizes: list[float], height: float) -> list[
     return places
 
 
-def forest(results: Results, width: int) -> Markup | None:
-    """Paired differences of the adapter with budget, one panel per baseline; filled where zero is excluded."""
-    rows = [row for row in reading.items(results, "differences") if row.get("policy") == ADAPTER]
+def forest(results: Results, width: int, name: str = "forest") -> Markup | None:
+    """Paired differences of the adapter, one panel per baseline; filled where zero is excluded."""
+    adapter = reading.judged(results)
+    rows = [row for row in reading.items(results, "differences") if row.get("policy") == adapter]
     rows = [row for row in rows if all(number(row.get(name)) is not None for name in ("estimate", "low", "high"))]
     baselines = list(dict.fromkeys(str(row.get("baseline")) for row in rows))
     order: list[int | str] = [*reading.budgets(results), "mean"]
@@ -150,8 +152,8 @@ def forest(results: Results, width: int) -> Markup | None:
     if not rows:
         return None
     narrow = width < 500
-    across = 1 if narrow else len(baselines)
-    down = len(baselines) if narrow else 1
+    across = 1 if narrow else min(3, len(baselines))
+    down = -(-len(baselines) // across)
     with matplotlib.rc_context(RC):
         height = 34.0 * len(order) * down + 44 * down + 46
         figure = new_figure(width, height)
@@ -159,8 +161,11 @@ def forest(results: Results, width: int) -> Markup | None:
         figure.subplots_adjust(
             left=54 / width, right=1 - 10 / width, bottom=44 / height, top=1 - 34 / height, wspace=0.08, hspace=0.28
         )
-        for index, baseline in enumerate(baselines):
-            axes = grid.flat[index]
+        for index, axes in enumerate(grid.flat):
+            if index >= len(baselines):
+                axes.set_visible(False)
+                continue
+            baseline = baselines[index]
             quiet(axes, "x")
             axes.spines["left"].set_visible(False)
             axes.axvline(0, color=colour("muted"), linewidth=1.2, zorder=2)
@@ -175,7 +180,7 @@ def forest(results: Results, width: int) -> Markup | None:
         grid[0, 0].set_xlim(min(*ends, 0) - room, max(*ends, 0) + room)
         grid[0, 0].xaxis.get_major_locator().set_params(nbins=5)
         grid[-1, 0].set_xlabel("percentage points", color=colour("muted"), loc="left", labelpad=6)
-        return to_svg(figure, f"forest{width}", "Forest plot: paired differences of the adapter with 95 % intervals.")
+        return to_svg(figure, f"{name}{width}", "Forest plot: paired differences of the adapter with 95 % intervals.")
 
 
 def _baseline(results: Results, baseline: str) -> str:
@@ -199,19 +204,44 @@ def _interval(axes: Any, place: int, row: Mapping[str, Any]) -> None:
     label.set(color=tint, bbox={"facecolor": colour("paper"), "edgecolor": "none", "pad": 0.5})
 
 
-def training(results: Results, policy: str, width: int) -> Markup | None:
+def training(results: Results, policy: str, width: int, name: str = "training") -> Markup | None:
     """Action probabilities over training, one panel per budget, with the validation reward (Figure 2 of the paper)."""
     names = reading.strategies(results)
-    history = reading.items(reading.mapping(reading.mapping(results, "training"), policy), "history")
+    run = reading.mapping(reading.mapping(results, "training"), policy)
+    history = reading.items(run, "history")
+    rewards = _column(history, "validation_reward")
     budgets = [str(budget) for budget in reading.budgets(results)]
-    panels = {budget: shares for budget in budgets if (shares := _shares(history, budget, len(names)))}
+    shares = {budget: _shares(history, budget, len(names)) for budget in budgets}
+    panels = [Panel(f"B = {budget}", own, rewards) for budget, own in shares.items() if own]
+    if policy == PLAIN_ADAPTER and panels and all(panel.shares == panels[0].shares for panel in panels):
+        panels = [Panel("any B", panels[0].shares, rewards)]  # it does not see B
+    label = f"Stacked areas: how often the {policy} chooses each strategy, epoch by epoch."
+    return shares_over_time(panels, names, number(run.get("kept_epoch")), "epoch", 4, width, name, label)
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Pairs (time, distribution over the strategies) and pairs (time, validation reward)."""
+
+    title: str
+    shares: list[tuple[float, list[float]]]
+    rewards: list[tuple[float, float]]
+
+
+def shares_over_time(
+    panels: Sequence[Panel],
+    names: Sequence[str],
+    kept: float | None,
+    unit: str,
+    most: int,
+    width: int,
+    name: str,
+    label: str,
+) -> Markup | None:
+    """Stacked shares, at most ``most`` panels in a row, and the validation reward on a right axis; None if empty."""
     if not panels:
         return None
-    first = next(iter(panels.values()))
-    if policy == PLAIN_ADAPTER and all(panel == first for panel in panels.values()):  # it does not see B
-        panels = {"any": first}
-    rewards = [(e, 100 * r) for e, r in _column(history, "validation_reward")]
-    across = min(len(panels), 2 if width < 500 else 4)
+    across = min(len(panels), most if width >= 500 else 2 if most == 4 else 1)
     down = -(-len(panels) // across)
     with matplotlib.rc_context(RC):
         height = 176.0 * down + 60
@@ -220,23 +250,23 @@ def training(results: Results, policy: str, width: int) -> Markup | None:
         figure.subplots_adjust(
             left=34 / width, right=1 - 36 / width, bottom=44 / height, top=1 - 44 / height, wspace=0.14, hspace=0.3
         )
-        kept = number(reading.mapping(reading.mapping(results, "training"), policy).get("kept_epoch"))
         for index, axes in enumerate(grid.flat):
             if index >= len(panels):
                 axes.set_visible(False)
                 continue
-            budget = list(panels)[index]
-            _stack(axes, panels[budget], reading.by_randomness(names))
-            axes.set_title("any B" if budget == "any" else f"B = {budget}", color=colour("ink"), fontsize=12, pad=6)
+            _stack(axes, panels[index].shares, reading.by_randomness(names))
+            axes.set_title(panels[index].title, color=colour("ink"), fontsize=12, pad=6)
             edge = index % across == across - 1 or index == len(panels) - 1
-            _reward(axes, rewards, kept, edge)
+            _reward(axes, panels, index, kept, edge)
+        times = [time for panel in panels for time, _ in [*panel.shares, *panel.rewards]]
+        if min(times) < max(times):
+            grid[0, 0].set_xlim(min(times), max(times))
         figure.text(2 / width, 1 - 10 / height, "share of choices, %", color=colour("muted"), fontsize=11, va="center")
-        if rewards:
+        if any(panel.rewards for panel in panels):
             corner = (1 - 2 / width, 1 - 10 / height)
             figure.text(*corner, "validation reward, %", color=colour("ink"), fontsize=11, va="center", ha="right")
-        grid[-1, 0].set_xlabel("epoch", color=colour("muted"), loc="left", labelpad=4)
-        name = f"training{width}-{0 if policy == ADAPTER else 1}"
-        return to_svg(figure, name, f"Stacked areas: how often the {policy} chooses each strategy, epoch by epoch.")
+        grid[-1, 0].set_xlabel(unit, color=colour("muted"), loc="left", labelpad=4)
+        return to_svg(figure, f"{name}{width}", label)
 
 
 def _column(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -269,19 +299,32 @@ def _stack(axes: Any, panel: list[tuple[float, list[float]]], order: list[int]) 
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
 
 
-def _reward(axes: Any, rewards: list[tuple[float, float]], kept: float | None, edge: bool) -> None:
-    """The validation reward on the right axis, and a dotted line where the kept policy stands."""
+def _reward(axes: Any, panels: Sequence[Panel], index: int, kept: float | None, edge: bool) -> None:
+    """The validation reward on the right axis, the same for all panels; a dotted line where the kept policy stands."""
     if kept is not None:
         axes.axvline(kept, color=colour("ink"), linewidth=1.2, linestyle=(0, (1, 2)))
     right = axes.twinx()
     quiet(right, "")
     for side in right.spines.values():
         side.set_visible(False)
-    if rewards:
-        casing = [withStroke(linewidth=4.2, foreground=colour("paper"))]
-        right.plot(*zip(*rewards, strict=True), color=colour("ink"), linewidth=1.8, path_effects=casing)
-        values = [value for _, value in rewards]
+    values = [100 * value for panel in panels for _, value in panel.rewards]
+    if values:
         room = max(0.15 * (max(values) - min(values)), 0.5)
         right.set_ylim(max(min(values) - room, 0), max(values) + room)
         right.yaxis.get_major_locator().set_params(nbins=4)
-    right.tick_params(labelright=edge and bool(rewards), colors=colour("ink"))
+    if panels[index].rewards:
+        casing = [withStroke(linewidth=4.2, foreground=colour("paper"))]
+        epochs, rewards = zip(*panels[index].rewards, strict=True)
+        style = "o-" if len(epochs) < 16 else "-"
+        percents = [100 * reward for reward in rewards]
+        right.plot(
+            epochs,
+            percents,
+            style,
+            color=colour("ink"),
+            linewidth=1.8,
+            markersize=3,
+            path_effects=casing,
+            clip_on=False,
+        )
+    right.tick_params(labelright=edge and bool(values), colors=colour("ink"))

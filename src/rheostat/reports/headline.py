@@ -35,36 +35,45 @@ class Headline:
 
 
 def headline(results: Results) -> Headline:
-    """Judge the adapter with budget against the best single strategy, averaged over the budgets.
+    """Judge the adapter (that with budget, where there are several) against the best single strategy, over all budgets.
 
     A gain (or a loss) is claimed only if the 95 % interval of the paired difference excludes zero; an interval that
     touches zero does not.
     """
     differences = reading.items(results, "differences")
-    row = reading.find(differences, policy=ADAPTER, baseline=SINGLE, k="mean")
+    row = reading.find(differences, policy=reading.judged(results), baseline=SINGLE, k="mean")
     estimate, low, high = (number(row.get(name)) for name in ("estimate", "low", "high"))
     if estimate is None or low is None or high is None:
         title = "This run holds no complete comparison with the best single strategy."
         return Headline("unknown", title, "", behaviour(results))
+    who = _subject(results)
     digits = reading.digits_for((estimate, low, high))
     size = points(abs(estimate), digits).lstrip("+")
     if low > 0:
-        verdict, title = "gain", f"The adapter gains {size} points over the best single strategy."
+        verdict, title = "gain", f"The {who} gains {size} points over the best single strategy."
     elif high < 0:
-        verdict, title = "worse", f"The adapter is {size} points worse than the best single strategy."
+        verdict, title = "worse", f"The {who} is {size} points worse than the best single strategy."
     else:
-        verdict, title = "none", "No gain: the adapter cannot be told apart from the best single strategy."
+        verdict, title = "none", f"No gain: the {who} cannot be told apart from the best single strategy."
     return Headline(verdict, title, _evidence(results, row, digits, verdict), behaviour(results))
+
+
+def _subject(results: Results) -> str:
+    policy = reading.judged(results)
+    if policy != ADAPTER:
+        return policy
+    return "token-level adapter" if reading.is_token(results) else "adapter"
 
 
 def _evidence(results: Results, row: Mapping[str, Any], digits: int, verdict: str) -> str:
     """Both levels, the paired difference with its interval, and over what it was taken."""
     rows = reading.items(results, "rows")
     single = reading.single_strategy(results)
-    ours = number(reading.find(rows, policy=ADAPTER, k="mean").get("estimate"))
+    ours = number(reading.find(rows, policy=reading.judged(results), k="mean").get("estimate"))
     theirs = number(reading.find(rows, policy=single, k="mean").get("estimate"))
     budgets = reading.budgets(results)
     over = f"averaged over budgets of {_join([str(budget) for budget in budgets])} samples" if budgets else ""
+    over = f"with {_samples(budgets[0])} each" if len(budgets) == 1 else over
     problems = f"on {reading.count(row.get('n_problems'))} test problems"
     where = ", ".join(part for part in (over, problems) if part)
     if ours is None or theirs is None:
@@ -79,7 +88,7 @@ def _evidence(results: Results, row: Mapping[str, Any], digits: int, verdict: st
 def mean_choices(results: Results) -> dict[int, list[float]]:
     """The policy's mean probabilities per budget over the test problems, each member weighted by its problems."""
     size = len(reading.strategies(results))
-    members = [row for row in reading.items(results, "by_member") if row.get("policy") == ADAPTER]
+    members = [row for row in reading.items(results, "by_member") if row.get("policy") == reading.judged(results)]
     sums: dict[int, list[float]] = {}
     for choice in reading.items(results, "choices"):
         shares = reading.probabilities(choice.get("probability"), size)
@@ -96,6 +105,8 @@ def mean_choices(results: Results) -> dict[int, list[float]]:
 
 def behaviour(results: Results) -> str:
     """What the policy does with the smallest and with the largest budget; empty where no choices are recorded."""
+    if reading.is_token(results):
+        return _at_tokens(results)
     names = reading.strategies(results)
     means = mean_choices(results)
     if not means:
@@ -116,6 +127,22 @@ def behaviour(results: Results) -> str:
     return (
         f"{start}; with {_samples(last)} it {_does(names[favourites[last]], share[last])} ({100 * share[last]:.0f} %)."
     )
+
+
+def _at_tokens(results: Results) -> str:
+    """The favourite action of a token policy, over the tokens that were looked at."""
+    names = reading.strategies(results)
+    entropy = reading.mapping(results, "entropy")
+    by_action = entropy.get("by_action")
+    if reading.mapping(entropy, "adapted").get("policy") != reading.judged(results) or not by_action:
+        return ""
+    shares = reading.probabilities([sum(reading.counts(row)) for row in by_action], len(names))
+    if shares is None:
+        return ""
+    favourite = max(range(len(names)), key=shares.__getitem__)
+    parallel = number(entropy.get("parallel_budget"))
+    start = f"With {_samples(int(parallel))} it" if parallel else "It"
+    return f"{start} {_does(names[favourite], shares[favourite])} ({100 * shares[favourite]:.0f} % of tokens)."
 
 
 def _does(strategy: str, share: float) -> str:

@@ -97,6 +97,25 @@ def probabilities(value: object, size: int) -> list[float] | None:
     return [share / total for share in known] if len(known) == size and total > 0 else None
 
 
+def counts(value: object) -> list[float]:
+    """A list of counts; empty if one is missing."""
+    known = [number(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else []
+    found = [item for item in known if item is not None and item >= 0]
+    return found if len(found) == len(known) else []
+
+
+def is_token(results: Results) -> bool:
+    """Whether the results are those of the token level."""
+    return results.get("kind") == "token"
+
+
+def judged(results: Results) -> str:
+    """The adapter that the headline is about: the one with budget, or the first where that one was not judged."""
+    names = [str(row.get("policy")) for row in items(results, "differences")]
+    names += [str(row.get("policy")) for row in items(results, "rows") if row.get("kind") == "adapter"]
+    return ADAPTER if ADAPTER in names or not names else names[0]
+
+
 def find(rows: Iterable[Mapping[str, Any]], **fields: object) -> Mapping[str, Any]:
     """The first row in which all ``fields`` have these values; empty where there is none."""
     return next((row for row in rows if all(row.get(name) == value for name, value in fields.items())), {})

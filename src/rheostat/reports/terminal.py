@@ -17,7 +17,8 @@ def summary_table(results: Results) -> Table:
     """
     content = reading.table(results)
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
-    out.title = "Problems solved with B samples, in % ± half of the 95 % interval"
+    level = "Token level: p" if reading.is_token(results) else "P"
+    out.title = f"{level}roblems solved with B samples, in % ± half of the 95 % interval"
     out.caption = "bold: best of its column   *: the best single strategy on validation"
     out.add_column("policy", max_width=_NAME_WIDTH, overflow="fold")
     for k in content.columns:
