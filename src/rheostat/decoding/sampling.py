@@ -49,7 +49,8 @@ def draw(
     token_S = torch.empty_like(row_S)
     greedy_S = greedy_D[pair_S]
     if greedy_S.any():
-        token_S[greedy_S] = logits_BV.argmax(-1)[row_S[greedy_S]]
+        row_R, of_S = torch.unique(row_S[greedy_S], return_inverse=True)
+        token_S[greedy_S] = logits_BV[row_R].argmax(-1)[of_S]
     for kind_D, draw_kind in ((~greedy_D & ~truncated_D, _draw_plain), (~greedy_D & truncated_D, _draw_truncated)):
         if not kind_D.any():
             continue
