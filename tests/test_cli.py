@@ -1,5 +1,6 @@
 """The command line: help, one-line errors, exit codes, and whole runs with the fake engine."""
 
+import contextlib
 import json
 import os
 import signal
@@ -234,10 +235,15 @@ def test_killed_at_any_moment_and_started_again_it_ends_as_if_undisturbed(tmp_pa
 
 
 def test_ctrl_c_exits_1_and_keeps_what_is_stored(tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    lasts_long = ["--bandit.epochs", "5000"]
+    process = subprocess.Popen([*command(tmp_path), *lasts_long], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.glob("rollouts/*.parquet")):
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    for _ in range(3):  # one that lands inside a weak reference's callback is swallowed by Python itself
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+            break
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "interrupted" in said
@@ -291,10 +297,11 @@ def test_another_runs_checkpoint_and_a_filter_that_leaves_nothing(
     said = capsys.readouterr().err.strip()
     assert "belongs to a run with other settings" in said
     assert len(said.splitlines()) == 1
-    filtered = ["--filter-samples", "1", "--filter-low", "0.9", "--filter-high", "0.1"]
-    assert run(*train_token(tmp_path, *filtered)) == 2
+    assert run(*train_token(tmp_path, "--filter-low", "0.9", "--filter-high", "0.1")) == 2
+    assert "filter_low must lie below filter_high, got 0.9 and 0.1" in capsys.readouterr().err
+    assert run(*train_token(tmp_path, "--filter-samples", "1", "--filter-low", "0.5")) == 2
     *_, said = capsys.readouterr().err.strip().splitlines()
-    assert "none of 6 prompts has an initial pass rate between 0.9 and 0.1" in said
+    assert "none of 6 prompts has an initial pass rate between 0.5 and 1" in said
     assert not (tmp_path / "adapter").exists()
 
 

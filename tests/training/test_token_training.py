@@ -365,7 +365,7 @@ CONFIG = TokenTrainingConfig(
     objective=Objective.PASS_1, steps=40, prompts=8, group=16, learning_rate=1e-2, width=16, validate_every=20,
     with_budget=False,
 )  # fmt: skip
-QUICK = CONFIG.model_copy(update={"steps": 6, "validate_every": 2, "prompts": 4, "group": 8})
+QUICK = CONFIG.model_copy(update={"steps": 6, "validate_every": 2, "prompts": 4, "group": 8, "passes": 2})
 
 
 def adapter_for(config: TokenTrainingConfig, seed: int = 0) -> TokenAdapter:
@@ -588,7 +588,7 @@ def test_a_group_with_a_missing_verdict_is_left_out(tmp_path: Path) -> None:
     for name, train, prompts in (("both", pair, 2), ("one", pair[:1], 1)):
         (tmp_path / name).mkdir()
         config = QUICK.model_copy(
-            update={"features": "entropy", "with_budget": True, "prompts": prompts, "steps": 3, "beta": 0.1}
+            update={"features": Features.ENTROPY, "with_budget": True, "prompts": prompts, "steps": 3, "beta": 0.1}
         )
         adapters.append(adapter_for(config))
         run = run_of(tmp_path / name, config, train=train, task=TinyTask(broken=["train-1"]))
@@ -612,9 +612,7 @@ def test_without_any_verdict_training_stops(tmp_path: Path) -> None:
 def test_weights_that_run_away_end_training(passes: int, tmp_path: Path) -> None:
     config = QUICK.model_copy(update={"learning_rate": 1e37, "passes": passes})
     state = torch.get_rng_state()
-    message = (
-        r"the policy became (nan|-inf) at step 1; lower token\.learning_rate .*checkpoint\.pt holds the state before"
-    )
+    message = r"the policy became (nan|-inf) at step 1; lower learning_rate .*checkpoint\.pt holds the state before"
     with pytest.raises(RheostatError, match=message):
         train_token(adapter_for(config), run_of(tmp_path, config))
     assert torch.equal(torch.get_rng_state(), state)
@@ -645,7 +643,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_the_last_good_batch(
 
     (folder := tmp_path / "broken").mkdir()
     monkeypatch.setattr(training, "surrogate_loss", broken)
-    with pytest.raises(RheostatError, match=rf"the {damage} became nan at step 4; lower token\.learning_rate"):
+    with pytest.raises(RheostatError, match=rf"the {damage} became nan at step 4; lower learning_rate"):
         train_token(adapter_for(QUICK), run_of(folder))
     monkeypatch.undo()
     resumed = adapter_for(QUICK)
