@@ -12,7 +12,7 @@ from rheostat.decoding.spaces import TABLE_13, TABLE_14
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.errors import ConfigError
 from rheostat.training.bandit import BanditConfig, Estimator
-from rheostat.training.token import Objective, TokenEstimator, TokenTrainingConfig
+from rheostat.training.token_config import Objective, TokenEstimator, TokenTrainingConfig
 from rheostat.training.tracking import Tracking
 
 SOURCE = "run.toml"

@@ -159,7 +159,7 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
     from rheostat.adapters.files import load_adapter
     from rheostat.adapters.sequence import SequenceAdapter
     from rheostat.adapters.token import TokenAdapter
-    from rheostat.verbs.report import evaluate, evaluate_token
+    from rheostat.verbs.report import evaluate
     from rheostat.verbs.run import base_of, open_engine
 
     engine = open_engine(arguments.model)
@@ -196,7 +196,7 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
             | {"budgets": budgets, "group": budgets[-1] + 1},
             "evaluate",
         )
-        results = evaluate_token(config, arguments.out, console, tokens, engine)
+        results = evaluate(config, arguments.out, console, tokens, engine)
     else:
         commit = True if arguments.commit is None else arguments.commit
         results = evaluate(

@@ -11,7 +11,7 @@ from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.engines.base import Pooling
 from rheostat.errors import ConfigError, RheostatError
 from rheostat.training.bandit import BanditConfig, Estimator
-from rheostat.training.token import TokenTrainingConfig
+from rheostat.training.token_config import TokenTrainingConfig
 from rheostat.training.tracking import Tracking
 
 

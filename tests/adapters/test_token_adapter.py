@@ -335,7 +335,7 @@ def test_the_entropy_variant_sees_the_entropy_of_the_logits_and_nothing_else_of_
 def test_an_update_computes_the_same_policy_from_what_was_recorded(variant: dict[str, Any]) -> None:
     adapter, state = adapter_of(**variant, dropout=0.5).train(), state_of()
     decision = AdaptiveDecoding(adapter).decide(state)
-    recorder = Recorder(Order.VLLM, mask_above=None)
+    recorder = Recorder(Order.VLLM, mask_above=1.0)
     recorder.observe(state, decision, state.logits_BV.argmax(1)[state.row_S])
     steps = recorder.steps()
     assert steps is not None

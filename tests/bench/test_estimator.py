@@ -17,7 +17,8 @@ from rheostat.engines.fake import EOS, FakeEngine
 from rheostat.seeding import derive_seed
 from rheostat.tasks.base import Split
 from rheostat.training.groups import collect_groups
-from rheostat.training.token import TokenEstimator, TokenTrainingConfig, surrogate_loss
+from rheostat.training.surrogate import surrogate_loss
+from rheostat.training.token_config import TokenEstimator, TokenTrainingConfig
 from rheostat.types import Completion, Problem, Prompt, Verdict
 
 PROMPTS, HALF = 5, 8
@@ -55,7 +56,7 @@ def same_rollouts() -> tuple[TokenAdapter, Steps, Tensor]:
     problems = task.problems(Split.TRAIN, PROMPTS)
     groups = collect_groups(
         ENGINE, task, problems, AdaptiveDecoding(adapter), TABLE_14.order, ones_P, 2 * HALF, 0, 0,
-        Recorder(TABLE_14.order, None),
+        Recorder(TABLE_14.order, 1.0),
     )  # fmt: skip
     assert groups.steps is not None
     assert adapter.standardizer is not None

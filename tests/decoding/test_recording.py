@@ -12,7 +12,14 @@ from torch import Tensor
 from rheostat.baselines.uniform import UniformMixture
 from rheostat.decoding import recording
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
-from rheostat.decoding.recording import Recorder, Steps, bytes_per_token, row_statistics, token_log_probabilities
+from rheostat.decoding.recording import (
+    Recorder,
+    Steps,
+    bytes_per_token,
+    marginal_log_probability,
+    row_statistics,
+    token_log_probabilities,
+)
 from rheostat.decoding.spaces import candidate_grid
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.decoding.transforms import transform
@@ -114,6 +121,10 @@ def scrambled(rows: int, count: int, shared: bool) -> tuple[StepState, Decision,
     return state, Decision(parameters, choice_S, log_pi_SK), token_S
 
 
+def log_mu(steps: Steps) -> Tensor:
+    return marginal_log_probability(steps.log_pi_NA, steps.log_p_NA)
+
+
 def test_a_step_as_it_was() -> None:
     state, decision, token_S = scrambled(12, 60, shared=True)
     recorder = Recorder(Order.VLLM, mask_above=0.7)
@@ -125,7 +136,6 @@ def test_a_step_as_it_was() -> None:
     turn_S = keep_S.nonzero().squeeze(1)
     turn_S = turn_S[state.request_S[turn_S].argsort()]
     assert steps is not None
-    assert recorder.tokens == 60
     assert len(steps) == len(turn_S)
     row_S = state.row_S[turn_S]
     assert torch.equal(steps.hidden_NH, state.hidden_BH[row_S].bfloat16())
@@ -140,8 +150,8 @@ def test_a_step_as_it_was() -> None:
         p_N = transform(state.logits_BV[row_S], chosen, Order.VLLM).gather(1, token_S[turn_S, None]).squeeze(1)
         torch.testing.assert_close(steps.log_p_NA[:, action].exp().double(), p_N)
     mu_N = (decision.log_pi_SK[turn_S].exp() * steps.log_p_NA.exp()).sum(1)
-    torch.testing.assert_close(steps.log_mu_N.exp(), mu_N)
-    assert bool(steps.log_mu_N.isfinite().all())
+    torch.testing.assert_close(log_mu(steps).exp(), mu_N)
+    assert bool(log_mu(steps).isfinite().all())
 
 
 def test_rows_may_be_shared_or_not() -> None:
@@ -154,23 +164,23 @@ def test_rows_may_be_shared_or_not() -> None:
         torch.testing.assert_close(*(getattr(steps, field.name) for steps in recorded), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mask_above", [None, 0.6])
-def test_a_rollout_is_recorded_by_request_and_step(mask_above: float | None) -> None:
+@pytest.mark.parametrize("mask_above", [1.0, 0.6])
+def test_a_rollout_is_recorded_by_request_and_step(mask_above: float) -> None:
     engine = FakeEngine((EOS, "a", "b", "c"), hidden_size=6)
     requests = [Request(Prompt(f"p{i % 3}", f"p{i % 3}"), None, i, 2, 2 + i % 5, 1 + i % 4) for i in range(40)]
     recorder = Recorder(Order.VLLM, mask_above)
     completions = engine.generate(requests, UniformMixture(SPACE), observer=recorder)
     steps = recorder.steps()
     assert steps is not None
-    assert recorder.tokens == sum(len(completion.token_ids) for completion in completions)
+    written = sum(len(completion.token_ids) for completion in completions)
     wanted = [
         (i, t)
         for i, completion in enumerate(completions)
         for t in range(len(completion.token_ids))
-        if mask_above is None or engine.logits(f"p{i % 3}", completion.token_ids[:t]).softmax(0).max() <= mask_above
+        if engine.logits(f"p{i % 3}", completion.token_ids[:t]).softmax(0).max() <= mask_above
     ]
     assert list(zip(steps.request_N.tolist(), steps.t_N.tolist(), strict=True)) == wanted
-    assert (len(wanted) == recorder.tokens) == (mask_above is None)
+    assert (len(wanted) == written) == (mask_above == 1)
     for n, (i, t) in enumerate(wanted):
         tokens = completions[i].token_ids
         assert torch.equal(steps.hidden_NH[n], engine.features(f"p{i % 3}", tokens[:t]).bfloat16())
@@ -179,21 +189,21 @@ def test_a_rollout_is_recorded_by_request_and_step(mask_above: float | None) -> 
             engine.logits(f"p{i % 3}", tokens[:t]).expand(3, -1), SamplingParameters.of(SPACE.strategies), Order.VLLM
         )
         torch.testing.assert_close(steps.log_p_NA[n].exp().double(), p_AV[:, tokens[t]])
-        assert float(steps.log_mu_N[n].exp()) == pytest.approx(float(p_AV[:, tokens[t]].mean()), rel=1e-5)
+        assert float(log_mu(steps)[n].exp()) == pytest.approx(float(p_AV[:, tokens[t]].mean()), rel=1e-5)
 
 
 def test_strategies_of_their_own_are_recorded_too() -> None:
     """Without log π, π is the choice itself, and μ the chosen strategy's own distribution."""
     engine = FakeEngine((EOS, "a", "b", "c"))
     requests = [Request(Prompt("p", "p"), SPACE.strategies[i % 3], i, 0, 4) for i in range(30)]
-    recorder = Recorder(Order.VLLM, None)
+    recorder = Recorder(Order.VLLM, 1.0)
     engine.generate(requests, observer=recorder)
     steps = recorder.steps()
     assert steps is not None
     assert torch.equal(steps.action_N, steps.request_N % 3)
     assert torch.equal(steps.log_pi_NA.exp(), torch.nn.functional.one_hot(steps.action_N, 3).float())
-    torch.testing.assert_close(steps.log_mu_N, steps.log_p_NA.gather(1, steps.action_N[:, None]).squeeze(1))
-    assert bool(steps.log_mu_N.isfinite().all())
+    torch.testing.assert_close(log_mu(steps), steps.log_p_NA.gather(1, steps.action_N[:, None]).squeeze(1))
+    assert bool(log_mu(steps).isfinite().all())
 
 
 def test_nothing_is_recorded_where_every_token_is_masked() -> None:
@@ -201,11 +211,10 @@ def test_nothing_is_recorded_where_every_token_is_masked() -> None:
     assert recorder.steps() is None
     recorder.observe(*scrambled(4, 8, shared=True))
     assert recorder.steps() is None
-    assert recorder.tokens == 8
 
 
 def test_memory_of_a_token() -> None:
-    recorder = Recorder(Order.VLLM, None)
+    recorder = Recorder(Order.VLLM, 1.0)
     recorder.observe(*scrambled(4, 8, shared=True))
     steps = recorder.steps()
     assert steps is not None

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rheostat.decoding.recording import marginal_log_probability
 from rheostat.training.objectives import (
     clipped_surrogate,
     entropy,
     full_information_loss,
     leave_one_out_advantage,
-    marginal_log_probability,
     pass_at_k_advantage,
     reinforce_loss,
 )

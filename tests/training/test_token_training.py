@@ -26,18 +26,9 @@ from rheostat.tasks.base import Split
 from rheostat.training import token as training
 from rheostat.training.groups import collect_groups
 from rheostat.training.objectives import pass_at_k_advantage
-from rheostat.training.token import (
-    Objective,
-    TokenEstimator,
-    TokenHistory,
-    TokenTraining,
-    TokenTrainingConfig,
-    describe,
-    informative_prompts,
-    inputs_of,
-    surrogate_loss,
-    train_token,
-)
+from rheostat.training.surrogate import inputs_of, surrogate_loss
+from rheostat.training.token import TokenHistory, TokenTraining, describe, informative_prompts, train_token
+from rheostat.training.token_config import Objective, TokenEstimator, TokenTrainingConfig
 from rheostat.types import Completion, Problem, Prompt, Verdict
 
 NEVER = -1e4  # a logit
@@ -94,7 +85,7 @@ def world_state(prefixes: Sequence[tuple[int, ...]], number_S: Sequence[int]) ->
 
 def world_policy(adapter: TokenAdapter, state: StepState) -> Tensor:
     """log π of each sequence, with a gradient."""
-    recorder = Recorder(Order.VLLM, None)
+    recorder = Recorder(Order.VLLM, 1.0)
     nowhere_S = torch.zeros_like(state.row_S)
     log_pi_SK = torch.zeros(len(nowhere_S), len(WORLD_SPACE))
     recorder.observe(state, Decision(SamplingParameters.of(WORLD_SPACE.strategies), nowhere_S, log_pi_SK), nowhere_S)
@@ -125,7 +116,7 @@ def every_rollout(adapter: TokenAdapter) -> Rollouts:
 
     with torch.no_grad():
         rollouts = list(extend((), (), 1.0))
-        recorder = Recorder(Order.VLLM, None)
+        recorder = Recorder(Order.VLLM, 1.0)
         for t in range(WORLD_BUDGET):
             alive = [number for number, (_, tokens, _) in enumerate(rollouts) if len(tokens) > t]
             state = world_state([rollouts[number][1][:t] for number in alive], alive)
@@ -721,7 +712,7 @@ def test_metrics_of_a_batch_by_hand() -> None:
     owners = [replace(problem, member="cot") if i < 1 else problem for i, problem in enumerate(problems(3))]
     groups = collect_groups(
         tiny_engine(), TinyTask(broken=["train-2"]), owners, AdaptiveDecoding(adapter), SPACE.order,
-        torch.tensor([1, 1, 1]), 4, 0, 0, Recorder(SPACE.order, None),
+        torch.tensor([1, 1, 1]), 4, 0, 0, Recorder(SPACE.order, 1.0),
     )  # fmt: skip
     assert groups.cot_P.tolist() == [True, False, False]
     assert groups.steps is not None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rheostat.adapters.features import BudgetEncoder, Standardizer, require_fields, require_size, seeded_linear
+from rheostat.decoding.policy import invert_cdf
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.errors import ConfigError
 from rheostat.seeding import derive_seed
@@ -122,9 +123,7 @@ class SequenceAdapter(nn.Module):
             return (pi_PA == pi_PA.amax(dim=1, keepdim=True)).int().argmax(dim=1)
         if uniform_P.shape != (len(pi_PA),) or not bool(((uniform_P >= 0) & (uniform_P < 1)).all()):
             raise ConfigError("adapter: choosing needs one uniform in [0, 1) per prompt")
-        cdf_PA = pi_PA.double().cumsum(dim=1)
-        cdf_PA = cdf_PA / cdf_PA[:, -1:]  # ends at exactly 1, above every uniform
-        return torch.searchsorted(cdf_PA, uniform_P.to(cdf_PA).unsqueeze(1), right=True).squeeze(1)
+        return invert_cdf(pi_PA, uniform_P)
 
     def _log_probabilities(self, embedding_PH: Tensor, budget_P: Tensor, has_dropout: bool) -> Tensor:
         """Dropout is an argument and not the module's mode, so that one adapter can serve several threads."""

@@ -24,7 +24,7 @@ from rheostat.tasks.base import Split, Task
 from rheostat.tasks.procedural import STEPS, ProceduralTask
 from rheostat.training.groups import collect_groups
 from rheostat.training.objectives import leave_one_out_advantage
-from rheostat.training.token import inputs_of
+from rheostat.training.surrogate import inputs_of
 
 _PROMPTS = 24  # of each family and repetition
 _GROUP = 16
@@ -74,7 +74,7 @@ def family_gradients(engine: Engine, task: Task, prompts: int) -> dict[str, NDAr
     adapter = TokenAdapter(TokenConfig(engine.info.hidden_size), TABLE_14).eval().to(engine.info.device)
     policy = AdaptiveDecoding(adapter)
     ones_P = torch.ones(prompts, dtype=torch.int64)
-    recorder = Recorder(TABLE_14.order, None)
+    recorder = Recorder(TABLE_14.order, 1.0)
     groups = collect_groups(engine, task, problems, policy, TABLE_14.order, ones_P, _GROUP, 0, 0, recorder)
     steps = groups.steps
     assert steps is not None, "nothing is masked"

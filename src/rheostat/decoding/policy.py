@@ -107,6 +107,19 @@ class StepObserver(Protocol):
     def observe(self, state: StepState, decision: Decision, token_S: Int[Tensor, " S"]) -> None: ...
 
 
+def invert_cdf(pi_PA: Float[Tensor, "P A"], uniform_P: Float[Tensor, " P"]) -> Int[Tensor, " P"]:
+    """The action of each row whose share of [0, 1) holds that row's uniform, in float64.
+
+    Raises:
+        AdapterError: probabilities that are not finite.
+    """
+    cdf_PA = pi_PA.double().cumsum(dim=1)
+    if not bool(cdf_PA[:, -1].isfinite().all()):
+        raise AdapterError("the policy's probabilities are not finite: its weights or the hidden states are damaged")
+    cdf_PA = cdf_PA / cdf_PA[:, -1:]  # ends at exactly 1, above every uniform
+    return torch.searchsorted(cdf_PA, uniform_P.to(cdf_PA)[:, None], right=True).squeeze(1)
+
+
 def draw_actions(state: StepState, pi_SA: Float[Tensor, "S A"]) -> Int[Tensor, " S"]:
     """One action per sequence by inverse CDF, from the sequences' own action streams.
 
@@ -120,12 +133,7 @@ def draw_actions(state: StepState, pi_SA: Float[Tensor, "S A"]) -> Int[Tensor, "
         AdapterError: probabilities that are not finite.
     """
     steps = state.t_S.cpu().numpy()
-    uniform_S = torch.from_numpy(uniforms(state.streams_S, steps, Purpose.ACTION)).to(pi_SA.device)
-    cdf_SA = pi_SA.double().cumsum(dim=1)
-    if not bool(cdf_SA[:, -1].isfinite().all()):
-        raise AdapterError("the policy's probabilities are not finite: its weights or the hidden states are damaged")
-    cdf_SA = cdf_SA / cdf_SA[:, -1:]  # ends at exactly 1, above every uniform
-    return torch.searchsorted(cdf_SA, uniform_S[:, None], right=True).squeeze(1)
+    return invert_cdf(pi_SA, torch.from_numpy(uniforms(state.streams_S, steps, Purpose.ACTION)))
 
 
 class SequencePolicy(Protocol):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
@@ -158,15 +158,15 @@ class Steps:
         """The tokens at ``index`` (positions, a mask or a range)."""
         return type(self)(*(getattr(self, field.name)[index] for field in fields(self)))
 
-    @property
-    def log_mu_N(self) -> Float[Tensor, " N"]:
-        """log μ(y_t | x_t), as it was when the token was drawn."""
-        return (self.log_pi_NA + self.log_p_NA).logsumexp(1)
-
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Several as one (at least one)."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def marginal_log_probability(log_pi_NA: Float[Tensor, "N A"], log_p_NA: Float[Tensor, "N A"]) -> Float[Tensor, " N"]:
+    """log μ(y|x) = log Σ_a π(a|x) p_a(y), of tokens that at least one action can draw."""
+    return (log_pi_NA + log_p_NA).logsumexp(1)
 
 
 def bytes_per_token(hidden_size: int, actions: int) -> int:
@@ -181,21 +181,18 @@ class Recorder:
 
     Args:
         order: the order of the transforms.
-        mask_above: tokens whose p_max lies above are left out; None records every token.
+        mask_above: tokens whose p_max lies above are left out; 1 records every token.
     """
 
-    def __init__(self, order: Order, mask_above: float | None = 0.95) -> None:
+    def __init__(self, order: Order, mask_above: float = 0.95) -> None:
         self._order = order
         self._mask_above = mask_above
         self._parts: list[Steps] = []
-        self.tokens = 0
-        """Tokens seen, masked ones included."""
 
     def observe(self, state: StepState, decision: Decision, token_S: Int[Tensor, " S"]) -> None:
         """Record one step."""
-        self.tokens += len(token_S)
         statistics = row_statistics(state.logits_BV)
-        keep_S = self._unmasked(statistics, state.row_S)
+        keep_S = (statistics.p_max_B <= self._mask_above)[state.row_S]
         if not bool(keep_S.any()):
             return
         row_S, token_S, choice_S = state.row_S[keep_S], token_S[keep_S], decision.choice_S[keep_S]
@@ -225,11 +222,6 @@ class Recorder:
                 )
             )
         )
-
-    def _unmasked(self, statistics: RowStatistics, row_S: Tensor) -> Bool[Tensor, " S"]:
-        if self._mask_above is None:
-            return torch.ones_like(row_S, dtype=torch.bool)
-        return (statistics.p_max_B <= self._mask_above)[row_S]
 
     def steps(self) -> Steps | None:
         """What was recorded, sorted by request and step; None if every token was masked."""

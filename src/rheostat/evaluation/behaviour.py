@@ -9,7 +9,7 @@ import numpy as np
 
 from rheostat.adapters.token import AdaptiveDecoding
 from rheostat.decoding.policy import FixedStrategies, TokenPolicy
-from rheostat.decoding.recording import Recorder, Steps
+from rheostat.decoding.recording import Recorder, Steps, marginal_log_probability
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines.base import Engine, Request
 from rheostat.rollouts.collect import judge
@@ -26,7 +26,7 @@ def record(
     engine: Engine, requests: Sequence[Request], policy: TokenPolicy, order: Order
 ) -> tuple[list[Completion], Steps]:
     """Completions, and every one of their tokens."""
-    recorder = Recorder(order, mask_above=None)
+    recorder = Recorder(order, mask_above=1.0)
     completions = engine.generate(requests, policy, order, recorder)
     steps = recorder.steps()
     assert steps is not None, "nothing is masked"
@@ -108,7 +108,8 @@ def trace(
         policy: decided.
         name: of the policy.
     """
-    pi_NA, mu_N = steps.log_pi_NA.exp(), steps.log_mu_N.exp()
+    pi_NA = steps.log_pi_NA.exp()
+    mu_N = marginal_log_probability(steps.log_pi_NA, steps.log_p_NA).exp()
     if policy.commit:
         mu_N = steps.log_p_NA.gather(1, steps.action_N[:, None]).squeeze(1).exp()
     pieces = engine.pieces(completion.token_ids)

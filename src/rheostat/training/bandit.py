@@ -8,13 +8,14 @@ from typing import Self
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rheostat.adapters.sequence import SequenceAdapter
 from rheostat.errors import RheostatError
 from rheostat.rollouts.sweep import Sweep
 from rheostat.seeding import derive_seed
+from rheostat.training.budgets import ParallelBudgets
 from rheostat.training.objectives import entropy, full_information_loss, reinforce_loss
 
 
@@ -34,7 +35,7 @@ class BanditConfig(BaseModel):
         Estimator.FULL_INFORMATION,
         description="full_information reads one sweep of all strategies; online draws actions and samples afresh",
     )
-    budgets: tuple[int, ...] = Field((1, 2, 4, 8), description="parallel budgets B that training draws from")
+    budgets: ParallelBudgets = Field((1, 2, 4, 8), description="parallel budgets B that training draws from")
     epochs: int = Field(80, ge=1, description="passes over the training problems")
     batch_size: int = Field(64, ge=1, description="problems in one update")
     learning_rate: float = Field(5e-4, gt=0, description="Adam's step size at the start")
@@ -42,13 +43,6 @@ class BanditConfig(BaseModel):
     beta: float = Field(0.01, ge=0, description="weight of the policy's entropy in the objective, equation (1)")
     group: int = Field(4, ge=2, description="actions drawn per prompt and update (online only)")
     width: int = Field(128, ge=1, description="hidden units of each layer of the adapter")
-
-    @field_validator("budgets")
-    @classmethod
-    def _budgets_rise(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if not budgets or min(budgets) < 1 or list(budgets) != sorted(set(budgets)):
-            raise ValueError("parallel budgets must be whole numbers of at least 1 in rising order")
-        return budgets
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,6 @@ def pass_at_k_advantage(reward_PG: Float[Tensor, "P G"], budget_P: Int[Tensor, "
     return advantage_PG
 
 
-def marginal_log_probability(log_pi_NA: Float[Tensor, "N A"], log_p_NA: Float[Tensor, "N A"]) -> Float[Tensor, " N"]:
-    """log μ(y|x) = log Σ_a π(a|x) p_a(y), of tokens that at least one action can draw."""
-    return (log_pi_NA + log_p_NA).logsumexp(1)
-
-
 def clipped_surrogate(
     log_ratio_N: Float[Tensor, " N"], advantage_N: Float[Tensor, " N"], clip: float
 ) -> Float[Tensor, " N"]:

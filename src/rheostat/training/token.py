@@ -6,17 +6,15 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenInputs
+from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
 from rheostat.decoding.recording import Recorder, Steps
 from rheostat.engines.base import Engine
 from rheostat.errors import RheostatError
@@ -25,144 +23,14 @@ from rheostat.statistics import pass_at_k
 from rheostat.tasks.base import Task
 from rheostat.training.checkpoint import load_checkpoint, save_checkpoint
 from rheostat.training.groups import Groups, collect_groups
-from rheostat.training.objectives import clipped_surrogate, entropy, marginal_log_probability, pass_at_k_advantage
+from rheostat.training.objectives import pass_at_k_advantage
+from rheostat.training.surrogate import inputs_of, surrogate_loss
+from rheostat.training.token_config import TokenTrainingConfig
 from rheostat.training.tracking import Tracker, Tracking
 from rheostat.types import Problem
 
 _CHUNK = 16_384  # tokens whose features are held in float32 at once
 _PATIENCE = 10  # batches in a row without reward variance
-
-
-class TokenEstimator(StrEnum):
-    """How the policy gradient is estimated; both have the same mean where nothing is masked."""
-
-    MARGINAL = "marginal"  # A · ∇log μ(y|x), μ = Σ_a π(a|x) p_a(y): never more variance
-    ACTION = "action"  # A · ∇log π(a|x): the paper's
-
-
-class Objective(StrEnum):
-    """What a group of rollouts is rewarded for."""
-
-    PASS_1 = "pass@1"
-    PASS_K = "pass@k"  # at a parallel budget B that the policy sees, drawn from `budgets` for every prompt
-
-
-class TokenTrainingConfig(BaseModel):
-    """How a token-level adapter is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    estimator: TokenEstimator = Field(TokenEstimator.MARGINAL, description="marginal, or action (the paper's)")
-    objective: Objective = Field(
-        Objective.PASS_K,
-        description="pass@1, or pass@k: the policy sees the parallel budget and is rewarded for pass@B",
-    )
-    budgets: tuple[int, ...] = Field((1, 2, 4, 8), description="parallel budgets B of pass@k; pass@1 ignores them")
-    steps: int = Field(30, ge=1, description="batches of rollouts")
-    prompts: int = Field(24, ge=1, description="prompts in one batch")
-    group: int = Field(12, ge=2, description="rollouts G of each prompt, more than the largest parallel budget")
-    passes: int = Field(4, ge=1, description="gradient steps on each batch")
-    clip: float = Field(0.2, gt=0, description="ε of the clipped ratio, per token")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's step size at the start")
-    decay: float = Field(0.98, gt=0, le=1, description="factor on the step size after each batch")
-    beta: float = Field(5e-3, ge=0, description="weight of the policy's entropy, summed over a rollout's tokens")
-    max_gradient_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this")
-    mask_above: float | None = Field(
-        0.95, gt=0, le=1, description="leave tokens out whose largest probability lies above; 1: keep all"
-    )
-    filter_samples: int = Field(
-        4, ge=0, description="samples per training prompt for its initial pass rate; 0: keep all prompts"
-    )
-    filter_low: float = Field(0.0, ge=0, le=1, description="keep prompts with an initial pass rate above")
-    filter_high: float = Field(1.0, ge=0, le=1, description="keep prompts with an initial pass rate below")
-    validate_every: int = Field(15, ge=1, description="batches between two looks at the validation problems")
-    validation_samples: int = Field(
-        4, ge=1, description="samples per validation problem at B = 1 (at least B at others)"
-    )
-    features: Features = Field(
-        Features.HIDDEN, description="what the policy reads; entropy alone is the paper's ablation"
-    )
-    with_budget: bool = Field(True, description="let the policy see the remaining and the total token budget")
-    width: int = Field(128, ge=1, description="hidden units of each layer of the adapter")
-    dropout: float = Field(0.1, ge=0, lt=1, description="in gradients; rollouts and ratios are without")
-
-    @field_validator("budgets")
-    @classmethod
-    def _budgets_rise(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if not budgets or min(budgets) < 1 or list(budgets) != sorted(set(budgets)):
-            raise ValueError("parallel budgets must be whole numbers of at least 1 in rising order")
-        return budgets
-
-    @model_validator(mode="after")
-    def _fits(self) -> "TokenTrainingConfig":
-        if self.filter_low >= self.filter_high:
-            raise ValueError(f"filter_low must lie below filter_high, got {self.filter_low:g} and {self.filter_high:g}")
-        if self.group <= max(self.seen_budgets or (1,)):
-            raise ValueError(f"group must exceed the largest parallel budget, {max(self.budgets)}")
-        return self
-
-    @property
-    def seen_budgets(self) -> tuple[int, ...]:
-        """The parallel budgets that the policy is trained for and sees; none for pass@1."""
-        return self.budgets if self.objective is Objective.PASS_K else ()
-
-
-def inputs_of(steps: Steps, device: torch.device | str = "cpu") -> TokenInputs:
-    """What the policy saw at recorded tokens."""
-    return TokenInputs(
-        steps.hidden_NH.to(device),
-        steps.entropy_N.to(device),
-        (steps.budget_N - steps.t_N).to(device),
-        steps.budget_N.to(device),
-        steps.parallel_N.to(device),
-    )
-
-
-def surrogate_loss(
-    adapter: TokenAdapter,
-    steps: Steps,
-    advantage_N: Float[Tensor, " N"],
-    rollouts: int,
-    config: TokenTrainingConfig,
-) -> tuple[Tensor, dict[str, float]]:
-    """The loss whose descent ascends equation (2) with entropy regularisation, and sums over its tokens for metrics.
-
-    Sums over tokens and divides by the number of rollouts: a mean over tokens would weigh the tokens of short
-    rollouts more, which is no gradient of the expected reward. Ratios are per token, of μ for ``marginal`` and of
-    π for ``action``; they correct for the policy at that token and not for the drift of states. With dropout, the
-    ratio is that of the network without, and the gradient is taken through the network with dropout.
-
-    Args:
-        adapter: in training mode if dropout is wanted.
-        steps: recorded tokens.
-        advantage_N: of the rollout that each token belongs to.
-        rollouts: how many rollouts the batch has, recorded tokens or not.
-        config: estimator, clip and β.
-    """
-    inputs = inputs_of(steps, adapter.output.weight.device)
-    log_pi_NA = adapter(inputs)
-    device = log_pi_NA.device
-    action_N1, log_p_NA = steps.action_N.to(device)[:, None], steps.log_p_NA.to(device)
-
-    def log_probability(log_pi_NA: Tensor) -> Tensor:
-        if config.estimator is TokenEstimator.MARGINAL:
-            return marginal_log_probability(log_pi_NA, log_p_NA)
-        return log_pi_NA.gather(1, action_N1).squeeze(1)
-
-    new_N, old_N = log_probability(log_pi_NA), log_probability(steps.log_pi_NA.to(device))
-    if adapter.training and adapter.config.dropout > 0:
-        with torch.no_grad():
-            exact_N = log_probability(adapter.log_probabilities(inputs))
-        log_ratio_N = exact_N - old_N + (new_N - new_N.detach())
-    else:
-        log_ratio_N = new_N - old_N
-    advantage_N = advantage_N.to(device)
-    surrogate_N = clipped_surrogate(log_ratio_N, advantage_N, config.clip)
-    entropy_N = entropy(log_pi_NA)
-    loss = -(surrogate_N.sum() + config.beta * entropy_N.sum()) / rollouts
-    clipped_N = (log_ratio_N.detach().exp() - 1).abs() > config.clip
-    sums = {"entropy": float(entropy_N.detach().sum()), "clipped": float(clipped_N.sum())}
-    return loss, sums
 
 
 @dataclass(frozen=True)

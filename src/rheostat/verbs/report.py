@@ -37,24 +37,14 @@ def demo(config: DemoConfig, out: Path, console: Console, engine: Engine | None 
 
 
 def evaluate(
-    config: RunConfig,
+    config: RunConfig | TokenRunConfig,
     out: Path,
     console: Console,
-    adapters: Mapping[str, SequenceAdapter],
+    adapters: Mapping[str, SequenceAdapter] | Mapping[str, TokenAdapter],
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """`rheostat evaluate` of sequence-level adapters, or of static strategies alone."""
+    """`rheostat evaluate`: adapters of one level, that of ``config``; without any, static strategies alone."""
     with open_run(config, out, console, engine) as run:
-        return _write(sequence.evaluate_sequence(run, dict(adapters)), run.out)
-
-
-def evaluate_token(
-    config: TokenRunConfig,
-    out: Path,
-    console: Console,
-    adapters: Mapping[str, TokenAdapter],
-    engine: Engine | None = None,
-) -> dict[str, Any]:
-    """`rheostat evaluate` of token-level adapters."""
-    with open_run(config, out, console, engine) as run:
-        return _write(token.judge(run, adapters, {}), run.out)
+        if isinstance(config, TokenRunConfig):
+            return _write(token.judge(run, adapters, {}), run.out)  # type: ignore[arg-type]
+        return _write(sequence.evaluate_sequence(run, dict(adapters)), run.out)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from rheostat.engines.fake import FakeEngine
 from rheostat.engines.local import LocalEngine
 from rheostat.environment import machine, versions
 from rheostat.files import make_folder
+from rheostat.reports.page import FORMAT
 from rheostat.rollouts.store import RolloutStore
 from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep
 from rheostat.statistics import mean_interval
@@ -24,7 +25,6 @@ from rheostat.tasks.procedural import procedural_task
 from rheostat.types import Problem
 
 WITH_BUDGET, WITHOUT_BUDGET = "adapter with budget", "adapter without budget"
-FORMAT = 1  # of results.json
 
 
 def open_engine(model: str) -> Engine:

@@ -1,6 +1,7 @@
 """The token level: train and judge adapters that pick an action at every token."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from rheostat.evaluation.evaluate import compare_token
 from rheostat.files import make_folder
 from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep_policy
 from rheostat.tasks.base import Split
-from rheostat.training.token import TokenHistory, TokenTraining, TokenTrainingConfig, informative_prompts, train_token
+from rheostat.training.token import TokenHistory, TokenTraining, informative_prompts, train_token
+from rheostat.training.token_config import TokenTrainingConfig
 from rheostat.types import Problem
 from rheostat.verbs.run import WITH_BUDGET, WITHOUT_BUDGET, Run, base_of, open_run
 
@@ -52,16 +54,19 @@ def _informative(run: Run) -> list[Problem]:
     return informative_prompts(problems, first.pass_at(1), config)
 
 
-def train(run: Run, kind: str, folder: Path) -> tuple[TokenAdapter, TokenHistory]:
-    """Train one adapter; checkpoint and metrics lie in ``folder``, the adapter in ``folder/adapter``."""
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter and how it came about."""
+
+    adapter: TokenAdapter
+    history: TokenHistory
+    problems: int
+
+
+def train(run: Run, folder: Path) -> Trained:
+    """Train one adapter; checkpoint and metrics lie in ``folder``."""
     config = _config(run)
-    training = TokenTrainingConfig(
-        **{name: getattr(config, name) for name in TokenTrainingConfig.model_fields}
-        | {
-            "with_budget": kind != WITHOUT_BUDGET and config.with_budget,
-            "features": Features.ENTROPY if kind == ENTROPY_ONLY else config.features,
-        }
-    )
+    training = TokenTrainingConfig.model_validate(config.model_dump(include=set(TokenTrainingConfig.model_fields)))
     sizes = TokenConfig(
         hidden_size=run.engine.info.hidden_size,
         features=training.features,
@@ -82,33 +87,25 @@ def train(run: Run, kind: str, folder: Path) -> tuple[TokenAdapter, TokenHistory
         config.seed,
         config.tracking,
     )
-    with run.phase("training"), run.console.progress(f"training {kind}", config.steps, "tokens") as bar:
+    with run.phase("training"), run.console.progress(f"training {_kind(config)}", config.steps, "tokens") as bar:
         history = train_token(adapter, setting, bar)
-    save(run, folder / "adapter", adapter, training, history, len(problems), {})
-    return adapter.to(run.engine.info.device), history
+    return Trained(adapter.to(run.engine.info.device), history, len(problems))
 
 
-def save(
-    run: Run,
-    folder: Path,
-    adapter: TokenAdapter,
-    training: TokenTrainingConfig,
-    history: TokenHistory,
-    problems: int,
-    metrics: Mapping[str, object],
-) -> None:
+def save(run: Run, folder: Path, trained: Trained, metrics: Mapping[str, object]) -> None:
     """Write a trained adapter as a folder."""
+    config, history = _config(run), trained.history
     summary = {
-        "task": run.config.task,
-        "estimator": str(training.estimator),
-        "objective": str(training.objective),
-        "seed": run.config.seed,
-        "problems": problems,
+        "task": config.task,
+        "estimator": str(config.estimator),
+        "objective": str(config.objective),
+        "seed": config.seed,
+        "problems": trained.problems,
         "rollouts": sum(line.get("rollouts", 0) for line in history.lines),
         "kept_step": history.kept_step,
         "validation_reward": round(history.validation_reward, 6),
     }
-    save_adapter(folder, adapter, base_of(run.engine.info), summary, metrics)
+    save_adapter(folder, trained.adapter, base_of(run.engine.info), summary, metrics)
 
 
 def train_token_level(
@@ -116,11 +113,12 @@ def train_token_level(
 ) -> dict[str, object]:
     """`rheostat train token`: train one adapter into ``out/adapter``."""
     with open_run(config, out, console, engine) as run:
-        kind = _kind(config)
-        _, history = train(run, kind, run.out)
+        trained = train(run, run.out)
+        save(run, run.out / "adapter", trained, {})
+        history = trained.history
         return {
             "adapter": str(run.out / "adapter"),
-            "kind": kind,
+            "kind": _kind(config),
             "validation_reward": round(history.validation_reward, 6),
             "validation_reward_of_the_uniform_policy": round(history.lines[0]["validation"]["reward"], 6),
             "kept_step": history.kept_step,
@@ -186,6 +184,11 @@ def _lengths(most: int, on_test: Sweep, sweeps: Mapping[str, Mapping[int, Policy
 
 def train_and_judge(run: Run, folder: Path) -> dict[str, Any]:
     """Train one adapter into ``folder/adapter`` and judge it on test; returns the results."""
-    kind = _kind(_config(run))
-    adapter, history = train(run, kind, folder)
-    return judge(run, {kind: adapter}, {kind: {"kept_step": history.kept_step, "history": history.lines}})
+    kind, trained = _kind(_config(run)), train(run, folder)
+    save(run, folder / "adapter", trained, {})  # before the long judgement: nothing trained is lost
+    history = {"kept_step": trained.history.kept_step, "history": trained.history.lines}
+    results = judge(run, {kind: trained.adapter}, {kind: history})
+    save(
+        run, folder / "adapter", trained, {"rows": [row for row in results["rows"] if row["policy"] in (kind, "BEST")]}
+    )
+    return results
