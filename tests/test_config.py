@@ -57,7 +57,7 @@ def test_fields_of_every_kind_arrive() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"tsak": "demo"}, "tsak: unknown key; the keys at the top are model, task, "),
+        ({"tsak": "demo"}, "tsak: unknown key; the keys at the top are task, data, "),
         ({"bandit": {"lr": 0.1}}, "bandit.lr: unknown key"),
         ({"problems": {"train": 6, "validation": 6, "test": 6, "dev": 6}}, "problems.dev: unknown key"),
         ({"problems": {"train": 6}}, "problems.validation: "),

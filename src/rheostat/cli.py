@@ -11,118 +11,24 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from rich.table import Table
 
 from rheostat import __version__
-from rheostat.config import DemoConfig, RunConfig, TokenRunConfig, build, read_toml
+from rheostat.arguments import Bench, Demo, Evaluate, Generate, Models, Push, Tasks, TrainSequence, TrainToken
+from rheostat.config import DemoConfig, PolicyRunConfig, RunConfig, TaskConfig, TokenRunConfig, build, read_toml
 from rheostat.console import Console
 from rheostat.errors import AdapterError, ConfigError, RheostatError
 
-Flag = tyro.conf.FlagCreatePairsOff[bool]
 Config = TypeVar("Config", bound=BaseModel)
-
-
-class _Arguments(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
 def _part(model: type[Config], arguments: BaseModel) -> Config:
     """The fields of ``arguments`` that shape the numbers."""
     return model(**{name: getattr(arguments, name) for name in model.model_fields})
-
-
-class Demo(DemoConfig):
-    """Train adapters of both levels, with and without budget, on a small real model, judge them on held-out problems,
-    and write results.json, report.html and the adapters. An interrupted run continues when it is started again."""
-
-    out: Path = Field(Path("runs/demo"), description="folder for everything that the run writes")
-    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
-
-
-class TrainSequence(RunConfig):
-    """Train a sequence-level adapter: one strategy per prompt, from its embedding and the parallel budget."""
-
-    out: Path = Field(Path("runs/sequence"), description="folder for rollouts, training history and adapter")
-    with_budget: bool = Field(True, description="let the policy see the parallel budget")
-    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
-
-
-class TrainToken(TokenRunConfig):
-    """Train a token-level adapter: one action at every token, from the hidden state and the token budget.
-    An interrupted run continues when it is started again."""
-
-    out: Path = Field(Path("runs/token"), description="folder for rollouts, checkpoint, metrics.jsonl and adapter")
-    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
-
-
-class Evaluate(RunConfig):
-    """Judge adapters against every static strategy on the test split; the action space is the adapters' own."""
-
-    task: str | None = Field(None, description="by default the one that the first adapter was trained on")  # type: ignore[assignment]
-    commit: bool | None = Field(  # type: ignore[assignment]
-        None, description="take the most probable action instead of drawing one (default: at the sequence level only)"
-    )
-    adapter: tuple[str, ...] = Field((), description="adapter folders or Hub ids; none: static strategies only")
-    out: Path = Field(Path("runs/evaluate"), description="folder for rollouts, results.json and report.html")
-    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
-
-
-class Generate(_Arguments):
-    """Complete a prompt under an adapter or a fixed strategy."""
-
-    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = Field(
-        description="text to complete; - reads it from stdin"
-    )
-    model: str = Field("smollm2", description="base model: a name, a folder, or a Hub id")
-    adapter: str | None = Field(None, description="adapter folder or Hub id; it picks the strategy")
-    strategy: str | None = Field(None, description="a fixed strategy instead, like greedy or T=0.7,p=0.9 (default T=1)")
-    budget: int = Field(1, description="parallel budget B: how many completions")
-    commit: Flag = Field(
-        False, description="a token-level adapter takes its most probable action, instead of drawing one"
-    )
-    trace: Flag = Field(
-        False, description="show each token coloured by its action, and write trace.html (token-level adapters)"
-    )
-    trace_out: Path = Field(Path("trace.html"), description="where --trace writes its page")
-    max_tokens: int = Field(64, description="token budget b of each completion")
-    stop: tuple[str, ...] = Field((), description="strings that end a completion")
-    chat: Flag = Field(False, description="wrap the prompt in the model's chat template")
-    seed: int = Field(0, description="every draw is a function of it")
-
-
-class Models(_Arguments):
-    """List the models that need no hub, pull one into the cache, or print where it lies."""
-
-    action: tyro.conf.Positional[Literal["list", "pull", "path"]] = Field("list", description="what to do")
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = Field(
-        "", description="a name, a folder, or a Hub id"
-    )
-
-
-class Push(_Arguments):
-    """Push an adapter folder to the Hugging Face Hub."""
-
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Field(description="adapter folder")
-    repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")] = Field(
-        description="owner/name on the Hub"
-    )
-    private: Flag = Field(False, description="make a new repository private")
-
-
-class Bench(_Arguments):
-    """Measure against a peer: the speed of the engine, or the variance of the token gradient."""
-
-    name: tyro.conf.Positional[Literal["engine", "estimator"]] = Field(
-        "engine", description="engine: tokens per second beside transformers'; estimator: variances of the gradient"
-    )
-    model: str = Field("smollm2", description="model to measure with")
-    repeats: int = Field(5, ge=1, description="engine: interleaved repetitions; estimator: times 24 prompts")
 
 
 def _demo(arguments: Demo, console: Console) -> object:
@@ -162,6 +68,8 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
     from rheostat.verbs.report import evaluate
     from rheostat.verbs.run import base_of, open_engine
 
+    if arguments.policy:
+        return _evaluate_policies(arguments, console)
     engine = open_engine(arguments.model)
     loaded = {name: load_adapter(name, base=base_of(engine.info)) for name in arguments.adapter}
     fields = arguments.model_dump(include=set(RunConfig.model_fields) - {"task", "commit"})
@@ -191,7 +99,7 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
             raise ConfigError(f"--samples.test must be at least twice the largest budget, {2 * budgets[-1]}")
         config = build(
             TokenRunConfig,
-            {name: fields[name] for name in ("model", "task", "strategies", "order", "problems", "seed")}
+            {name: fields[name] for name in (*TaskConfig.model_fields, *_SHARED)}
             | {"samples": arguments.samples.test, "commit": bool(arguments.commit)}
             | {"budgets": budgets, "group": budgets[-1] + 1},
             "evaluate",
@@ -203,6 +111,25 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
             build(RunConfig, fields | {"commit": commit}, "evaluate"), arguments.out, console, sequences, engine
         )
     _show(results, arguments.out, console)
+    return results
+
+
+_SHARED = ("model", "strategies", "order", "problems", "test_from", "seed")  # of both levels' configurations
+
+
+def _evaluate_policies(arguments: Evaluate, console: Console) -> object:
+    from rheostat.reports.terminal import policy_table
+    from rheostat.verbs.policies import evaluate_policies
+
+    if arguments.adapter:
+        raise ConfigError("give --adapter or --policy, not both: an adapter is compared with all of its strategies")
+    shared = set(PolicyRunConfig.model_fields) & set(RunConfig.model_fields) - {"task", "strategies", "samples"}
+    fields = arguments.model_dump(include=shared) | {"limit": arguments.limit, "strategies": arguments.policy}
+    fields |= {"task": arguments.task or "demo", "samples": arguments.policy_samples}
+    config = build(PolicyRunConfig, fields, "evaluate")
+    results = evaluate_policies(config, arguments.out, console)
+    console.rich.print(policy_table(results))
+    console.say(str(arguments.out / "results.json"))
     return results
 
 
@@ -251,6 +178,34 @@ def _generate(arguments: Generate, console: Console) -> object:
         for completion in result["completions"]:
             print(completion["text"].strip("\n"))
     return result
+
+
+def _tasks(arguments: Tasks, console: Console) -> object:
+    from rheostat.reports.terminal import check_page, task_page
+    from rheostat.tasks.choose import TaskChoice
+    from rheostat.verbs import tasks
+
+    if arguments.action == "list":
+        found = tasks.list_tasks()
+        table = Table("task", "judged by", "splits", "licence", "source")
+        for row in found:
+            table.add_row(*row.values())
+        if not arguments.json_output:
+            console.rich.print(table)
+            console.say("Problems of your own: --task FILE.jsonl --verifier math|exact|regex|FILE.py:FUNCTION.")
+        return found
+    if not arguments.task:
+        raise ConfigError(f"tasks {arguments.action}: name a task, as 'rheostat tasks list' shows them")
+    choice = TaskChoice(**arguments.model_dump(exclude={"action", "json_output"}))
+    if arguments.action == "show":
+        shown = tasks.show_task(choice)
+        if not arguments.json_output:
+            console.rich.print(task_page(shown))
+        return shown
+    checked = tasks.check_task(choice)
+    if not arguments.json_output:
+        console.rich.print(check_page(checked))
+    return checked
 
 
 def _models(arguments: Models, console: Console) -> object:
@@ -304,6 +259,7 @@ VERBS: dict[str, tuple[type[BaseModel], Callable[..., object]]] = {
     "evaluate": (Evaluate, _evaluate),
     "generate": (Generate, _generate),
     "models": (Models, _models),
+    "tasks": (Tasks, _tasks),
     "push": (Push, _push),
     "bench": (Bench, _bench),
 }

@@ -10,6 +10,7 @@ from rheostat.decoding.spaces import strategies_named
 from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.engines.base import Pooling
 from rheostat.errors import ConfigError, RheostatError
+from rheostat.tasks.choose import TaskChoice
 from rheostat.training.bandit import BanditConfig, Estimator
 from rheostat.training.token_config import TokenTrainingConfig
 from rheostat.training.tracking import Tracking
@@ -25,19 +26,51 @@ class Splits(BaseModel):
     test: int = Field(ge=2, description="for the final judgement")
 
 
-class RunConfig(BaseModel):
-    """Everything that shapes the numbers of a run."""
+class TaskConfig(BaseModel):
+    """What is asked, how, and how it is judged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    task: str = Field(
+        "demo",
+        description="a name of 'rheostat tasks list', several joined by +, FILE.jsonl (and --verifier), FILE.py:NAME",
+    )
+    data: tuple[str, ...] = Field(
+        (),
+        description="problems from here: FILE.jsonl or owner/name[/subset][@revision][:split], for one split as "
+        "train=..., validation=..., test=..., or one for all (divided by a hash of the question)",
+    )
+    verifier: str | None = Field(
+        None, description="how problems of your own are judged: math, exact, regex, or FILE.py:FUNCTION"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="token budget b of an answer (default: the task's)")
+    cot: float = Field(0.0, ge=0, le=1, description="share of prompts that ask for a chain of thought (paper: 0.3)")
+    thinking: bool = Field(False, description="let a model that can think before it answers do so")
+    shots: int = Field(0, ge=0, description="worked examples before the question, from the training split")
+    require_isolation: bool = Field(
+        False, description="refuse to run programs on a system that lacks a protection of the sandbox"
+    )
+
+    def task_choice(self, seed: int) -> TaskChoice:
+        """The same as the tasks' room reads it."""
+        return TaskChoice(**{name: getattr(self, name) for name in TaskConfig.model_fields}, seed=seed)
+
+
+class RunConfig(TaskConfig):
+    """Everything that shapes the numbers of a run."""
+
     model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
-    task: str = Field("demo", description="demo (a mixture of small arithmetic), or one of its members")
     strategies: tuple[str, ...] = Field(
         ("table13",), description="action space: a table of the paper, or strategies like greedy T=0.75,k=10"
     )
     order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
     pooling: Pooling = Field(Pooling.LAST, description="prompt embedding: the last token's state, or the mean")
     problems: Splits = Field(Splits(train=900, validation=300, test=1080), description="problems of each split")
+    test_from: int = Field(
+        0,
+        ge=0,
+        description="first problem of the test split to judge on, counted from 0",
+    )
     samples: Splits = Field(Splits(train=8, validation=16, test=16), description="completions per problem and strategy")
     bandit: BanditConfig = Field(BanditConfig(), description="training of the adapter")
     commit: bool = Field(True, description="evaluate the most probable action instead of drawing one")
@@ -61,16 +94,21 @@ class RunConfig(BaseModel):
         return ActionSpace(strategies_named(self.strategies), self.order)
 
 
-class TokenLevel(TokenTrainingConfig):
+class TokenLevel(TaskConfig, TokenTrainingConfig):
     """What is learned at the token level, and from how much."""
 
     task: str = Field(
-        "steps", description="steps (answers of several tokens, partly with worked steps), or another task"
+        "steps", description="steps (answers of several tokens, partly with worked steps), or as at the sequence level"
     )
     strategies: tuple[str, ...] = Field(
         ("table14",), description="actions: a table of the paper, or strategies like greedy T=0.75,k=10"
     )
     problems: Splits = Field(Splits(train=720, validation=96, test=300), description="problems of each split")
+    test_from: int = Field(
+        0,
+        ge=0,
+        description="first problem of the test split to judge on, counted from 0",
+    )
     samples: int = Field(16, ge=2, description="completions per test problem, policy and budget; strategies likewise")
 
     @model_validator(mode="after")
@@ -98,6 +136,22 @@ class TokenRunConfig(TokenLevel):
         return ActionSpace(strategies_named(self.strategies), self.order)
 
 
+class PolicyRunConfig(TaskConfig):
+    """Everything that shapes the numbers of fixed strategies judged as they are."""
+
+    model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    strategies: tuple[str, ...] = Field(("greedy",), description="a table of the paper, or strategies like T=0.7,p=0.9")
+    order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
+    limit: int = Field(100, ge=1, description="problems of the test split")
+    test_from: int = Field(0, ge=0, description="first problem of the test split to judge on, counted from 0")
+    samples: int = Field(1, ge=1, description="completions per problem and strategy")
+    seed: int = Field(0, description="every draw is a function of it")
+
+    @property
+    def space(self) -> ActionSpace:
+        return ActionSpace(strategies_named(self.strategies), self.order)
+
+
 class DemoConfig(RunConfig):
     """Both levels."""
 
@@ -105,7 +159,7 @@ class DemoConfig(RunConfig):
     token: TokenLevel = Field(
         TokenLevel(
             budgets=(1, 8),
-            problems=Splits(train=360, validation=48, test=90),
+            problems=Splits(train=360, validation=48, test=92),
         ),
         description="the token level",
     )

@@ -9,7 +9,6 @@ from rheostat.adapters.files import load_adapter
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines.base import Pooling, Request
-from rheostat.engines.local import LocalEngine
 from rheostat.errors import ConfigError
 from rheostat.evaluation.behaviour import traced
 from rheostat.seeding import derive_seed
@@ -61,9 +60,7 @@ def generate(
     fixed = Strategy.parse(strategy or "T=1")
     engine = open_engine(model)
     if chat:
-        if not isinstance(engine, LocalEngine):
-            raise ConfigError(f"chat: the model {model!r} has no chat template")
-        prompt = engine.chat_text(prompt)
+        prompt = engine.chat_text([{"role": "user", "content": prompt}])
     asked = Prompt(f"prompt-{derive_seed(prompt):016x}", prompt, stop)
     policy = None if adapter is None else load_adapter(adapter, base=base_of(engine.info)).adapter
     if isinstance(policy, TokenAdapter):

@@ -29,7 +29,7 @@ class WordTask:
     def problems(self, split: Split, count: int, start: int = 0) -> list[Problem]:
         return [Problem(f"{split}-{i}", "words", "words", f"{i}?", "") for i in range(start, start + count)]
 
-    def prompt(self, problem: Problem) -> Prompt:
+    def prompt(self, problem: Problem, epoch: int = 0) -> Prompt:
         return Prompt(problem.id, problem.question)
 
     def verify(self, problem: Problem, completion: Completion) -> Verdict:

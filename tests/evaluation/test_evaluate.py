@@ -55,7 +55,7 @@ def sweep_of(right_AP: list[list[int]], space: ActionSpace = SPACE) -> Sweep:
     problems = tuple(Problem(f"p{i}", "t", member, f"q{i}", "a") for i, member in enumerate(("sums", "words")))
     rewards_PAS = np.array([[[float(s < right) for s in range(4)] for right in of] for of in np.array(right_AP).T])
     lengths_PAS = np.ones(rewards_PAS.shape, dtype=np.int64)
-    return Sweep(problems, space, rewards_PAS.astype(np.float32), lengths_PAS, 16, 32, 0, 0)
+    return Sweep(problems, space, rewards_PAS.astype(np.float32), lengths_PAS, lengths_PAS < 0, 16, 32, 0, 0)
 
 
 def compared(commit: bool = False) -> Comparison:
@@ -198,7 +198,8 @@ def test_an_adapter_with_another_space_is_refused(space: ActionSpace) -> None:
 
 def policy_sweep(right_P: list[int], samples: int) -> PolicySweep:
     rewards_PS = np.array([[float(s < right) for s in range(samples)] for right in right_P], dtype=np.float32)
-    return PolicySweep(sweep_of(TEST_RIGHT).problems, rewards_PS, np.ones(rewards_PS.shape, dtype=np.int64), 0, 0, 0, 0)
+    ones_PS = np.ones(rewards_PS.shape, dtype=np.int64)
+    return PolicySweep(sweep_of(TEST_RIGHT).problems, rewards_PS, ones_PS, ones_PS < 0, 0, 0, 0, 0)
 
 
 # pass@1 from the samples under B = 1, pass@2 from those under B = 2; of five samples 1 - C(5 - c, 2) / 10
@@ -251,9 +252,9 @@ def test_token_rows_by_style_need_two_styles_and_two_problems_of_one() -> None:
     assert token_compared((True, False)).by_style == []
 
     double = Sweep(
-        *(lambda s: (s.problems * 2, s.space, np.tile(s.rewards_PAS, (2, 1, 1)), np.tile(s.length_PAS, (2, 1, 1))))(
-            sweep_of(TEST_RIGHT)
-        ),
+        *(lambda s: (s.problems * 2, s.space, *(
+            np.tile(own_PAS, (2, 1, 1)) for own_PAS in (s.rewards_PAS, s.length_PAS, s.truncated_PAS)
+        )))(sweep_of(TEST_RIGHT)),
         32, 64, 0, 0,
     )  # fmt: skip
     adapter = {k: policy_sweep([0, 4, 1, 3], 4) for k in BUDGETS}

@@ -74,7 +74,7 @@ class TinyTask:
             for index in range(start, start + count)
         ]
 
-    def prompt(self, problem: Problem) -> Prompt:
+    def prompt(self, problem: Problem, epoch: int = 0) -> Prompt:
         return Prompt(problem.id, f"Q: {problem.question}\nA:", ("\n",))
 
     def verify(self, problem: Problem, completion: Completion) -> Verdict:

@@ -111,7 +111,7 @@ def test_provenance_stands_in_the_metadata(tmp_path: Path) -> None:
         rows = store.query(f"SELECT key, value FROM parquet_kv_metadata('{tmp_path}/*.parquet')").fetchall()
     metadata = dict(rows)
     assert metadata[b"rheostat.engine"] == b'{"threads": 2}'
-    assert metadata[b"rheostat.rollouts.format"] == b"1"
+    assert metadata[b"rheostat.rollouts.format"] == b"2"
 
 
 def damage_tail(data: bytes) -> bytes:
@@ -171,7 +171,7 @@ def test_no_flipped_bit_of_a_page_changes_a_rollout_unnoticed(tmp_path: Path) ->
 
 def test_foreign_files_and_versions_are_refused(tmp_path: Path) -> None:
     for name, metadata, message in (
-        ("version", {b"rheostat.rollouts.format": b"2"}, "has format version 2 and this Rheostat reads 1"),
+        ("version", {b"rheostat.rollouts.format": b"1"}, "has format version 1 and this Rheostat reads 2"),
         ("foreign", None, "is no shard of a rollout store"),
     ):
         folder = tmp_path / name

@@ -37,7 +37,7 @@ class LetterTask:
             for i in range(start, start + count)
         ]
 
-    def prompt(self, problem: Problem) -> Prompt:
+    def prompt(self, problem: Problem, epoch: int = 0) -> Prompt:
         return Prompt(problem.id, f"{problem.question}:")
 
     def verify(self, problem: Problem, completion: Completion) -> Verdict:
@@ -169,7 +169,10 @@ def test_bounds_by_hand() -> None:
     """Of four samples one is right and one has no verdict: pass@2 is 1 − 3/6, or 1 − 1/6 were it right."""
     rewards_PAS = np.array([[[1, np.nan, 0, 0]]], dtype=np.float32)
     problem = LetterTask().problems(Split.TRAIN, 1)[0]
-    got = Sweep((problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, np.ones((1, 1, 4), dtype=np.int64), 4, 8, 0, 1)
+    lengths_PAS = np.ones((1, 1, 4), dtype=np.int64)
+    got = Sweep(
+        (problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, lengths_PAS, lengths_PAS < 0, 4, 8, 0, 1
+    )
     assert got.pass_at(2)[0, 0] == pytest.approx(1 / 2)
     assert got.pass_at(2, missing_is=1.0)[0, 0] == pytest.approx(5 / 6)
     assert got.pass_at(1)[0, 0] == pytest.approx(1 / 4)
@@ -212,7 +215,8 @@ def test_samples_under_another_parallel_budget_are_others(tmp_path: Path) -> Non
 def test_a_policys_pass_at_k_and_its_bounds_by_hand() -> None:
     rewards_PS = np.array([[1, np.nan, 0, 0], [0, 0, 0, 0]], dtype=np.float32)
     problems = tuple(LetterTask().problems(Split.TRAIN, 2))
-    got = PolicySweep(problems, rewards_PS, np.ones((2, 4), dtype=np.int64), 8, 8, 0, 1)
+    lengths_PS = np.ones((2, 4), dtype=np.int64)
+    got = PolicySweep(problems, rewards_PS, lengths_PS, lengths_PS < 0, 8, 8, 0, 1)
     assert got.pass_at(2).tolist() == pytest.approx([1 / 2, 0])
     assert got.pass_at(2, missing_is=1.0).tolist() == pytest.approx([5 / 6, 0])
     assert got.pass_at(1).tolist() == pytest.approx([1 / 4, 0])

@@ -10,10 +10,10 @@ from scipy.stats import binomtest
 from rheostat.tasks import steps
 from rheostat.tasks.base import Split
 from rheostat.tasks.procedural import STEPS, ProceduralTask, procedural_task
-from rheostat.types import Completion, FinishReason, Problem, Prompt
+from rheostat.types import Completion, FinishReason, Problem, Prompt, Verdict
 
 COUNTS = {Split.TRAIN: 480, Split.VALIDATION: 180, Split.TEST: 300}
-_SUM = re.compile(r"(-?\d+) ([+-]) (-?\d+) = (-?\d+)")
+_UNABLE = ("gcd", "countdown")  # data sets without worked steps
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +35,35 @@ def written(text: str) -> Completion:
     return Completion(text, (1, 2), FinishReason.STOP)
 
 
-@pytest.mark.parametrize("terms", [2, 4])
-def test_partial_sums_are_true_and_end_with_the_answer(terms: int) -> None:
-    data = reasoning_gym.create_dataset(
-        "chain_sum", seed=5, size=300, min_terms=terms, max_terms=terms, min_digits=1, max_digits=2
-    )
-    for item in data:
-        shown = [_SUM.fullmatch(line) for line in steps.partial_sums(item["metadata"]).split(", ")]
-        assert len(shown) == terms - 1
-        total = None
-        for line in shown:
-            assert line is not None
-            left, sign, right, value = line.groups()
-            assert total in (None, left)  # goes on from the line before
-            assert int(value) == (int(left) + int(right) if sign == "+" else int(left) - int(right))
-            total = value
-        assert total == item["answer"]
-        assert steps.ask_sum(item["metadata"]) == f"{item['metadata']['expression']} = ?"
+def test_binary_digits_are_the_number_and_count_to_the_answer() -> None:
+    spec = STEPS["count_bits"]
+    for item in reasoning_gym.create_dataset(spec.dataset, seed=5, size=300, **spec.settings):
+        digits = steps.binary_digits(item["metadata"]).split(" ")
+        asked = re.fullmatch(r"How many 1 bits has (\d+) in binary\?", steps.ask_bits(item["metadata"]))
+        assert asked is not None
+        assert int("".join(digits), 2) == int(asked[1])
+        assert digits[0] == "1"
+        assert str(digits.count("1")) == item["answer"]
+
+
+def test_what_countdown_asks_for_can_be_made() -> None:
+    spec = STEPS["countdown"]
+    for item in reasoning_gym.create_dataset(spec.dataset, seed=8, size=200, **spec.settings):
+        asked = re.fullmatch(r"Make (\d+) from (\d+) and (\d+)\.", steps.ask_countdown(item["metadata"]))
+        assert asked is not None
+        target, first, second = map(int, asked.groups())
+        made = {first + second, first - second, second - first, first * second}
+        made |= {a // b for a, b in ((first, second), (second, first)) if b and a % b == 0}
+        assert target in made
+
+
+@pytest.mark.parametrize(
+    "answer", ["9**9**9**9", "9 ** 9", "__import__('os').system('true')", "factorial(9999999)", "5 + 17 = 22", ""]
+)
+def test_countdown_evaluates_plain_expressions_only(task: ProceduralTask, answer: str) -> None:
+    [problem] = [p for p in task.problems(Split.TRAIN, 4) if p.member == "countdown"]
+    assert task.verify(problem, written(answer)) == Verdict(False, "not of the answer's form")
+    assert task.verify(problem, written(problem.answer)).correct
 
 
 def test_what_is_kept_is_the_answer() -> None:
@@ -82,11 +94,10 @@ def test_three_tenths_of_the_prompts_that_can_ask_for_steps(
     problems: dict[Split, list[Problem]], prompts: dict[Split, list[Prompt]]
 ) -> None:
     for split in Split:
-        able = [prompt.cot for prompt, p in zip(prompts[split], problems[split], strict=True) if p.member != "gcd"]
+        pairs = list(zip(prompts[split], problems[split], strict=True))
+        able = [prompt.cot for prompt, p in pairs if p.member not in _UNABLE]
         assert binomtest(sum(able), len(able), 0.3).pvalue > 1e-3
-        assert not any(
-            prompt.cot for prompt, p in zip(prompts[split], problems[split], strict=True) if p.member == "gcd"
-        )
+        assert not any(prompt.cot for prompt, p in pairs if p.member in _UNABLE)
 
 
 def test_the_choice_is_the_same_every_time(
@@ -113,14 +124,15 @@ def test_all_prompts_share_one_prefix_and_end_where_the_model_goes_on(
 
 def test_the_worked_examples_answer_themselves(prompts: dict[Split, list[Prompt]]) -> None:
     """The steps that a prompt shows are those of its own question."""
-    sums = 0
+    counted = 0
     for example in prompts[Split.TEST][0].text.split("\n\n")[:-1]:
         question, *worked, answer = example.split("\n")
-        if worked and (shown := _SUM.search(worked[0])):
-            assert question == f"Question: {shown[1]} {shown[2]} {shown[3]} = ?"
-            assert answer == f"Answer: {shown[4]}"
-            sums += 1
-    assert sums == 2
+        if worked and (asked := re.search(r"How many 1 bits has (\d+)", question)):
+            digits = worked[0].removeprefix("Steps: ").split()
+            assert int("".join(digits), 2) == int(asked[1])
+            assert answer == f"Answer: {digits.count('1')}"
+            counted += 1
+    assert counted == 2
 
 
 def test_splits_share_no_question(problems: dict[Split, list[Problem]]) -> None:
@@ -158,10 +170,9 @@ def test_steps_that_stand_in_the_examples_are_judged_right(
     """A model that imitates the examples exactly is right: format of the prompt and verifier agree."""
     judged = 0
     for problem, prompt in zip(problems[Split.TRAIN], prompts[Split.TRAIN], strict=True):
-        if prompt.cot and problem.member == "chain_sum":
-            left, sign, right = problem.question.removesuffix(" = ?").split()
-            value = int(left) + int(right) if sign == "+" else int(left) - int(right)
-            text = f" {left} {sign} {right} = {value}\nAnswer: {value}"
+        if prompt.cot and problem.member == "count_bits":
+            digits = f"{int(re.findall(r'[0-9]+', problem.question)[1]):b}"
+            text = f" {' '.join(digits)}\nAnswer: {digits.count('1')}"
             assert task.verify(problem, written(text)).correct
             judged += 1
     assert judged > 20

@@ -304,7 +304,7 @@ class TinyTask:
     def problems(self, split: Split, count: int, start: int = 0) -> list[Problem]:
         raise NotImplementedError
 
-    def prompt(self, problem: Problem) -> Prompt:
+    def prompt(self, problem: Problem, epoch: int = 0) -> Prompt:
         return Prompt(problem.id, problem.question, cot=problem.member == "cot")
 
     def verify(self, problem: Problem, completion: Completion) -> Verdict:
@@ -422,7 +422,7 @@ def test_training_finds_a_policy_that_no_static_strategy_is(estimator: TokenEsti
 
 def test_one_adapter_for_every_parallel_budget(tmp_path: Path) -> None:
     """Prompts that look alike, half of them with the unlikely answer: certain at B = 1, diverse at B = 8."""
-    config = CONFIG.model_copy(update={"objective": Objective.PASS_K, "budgets": (1, 8), "steps": 60, "prompts": 16})
+    config = CONFIG.model_copy(update={"objective": Objective.PASS_K, "budgets": (1, 8), "steps": 35, "prompts": 16})
     logits = lambda _, __: [NEVER, 1.0, 0.5, 0.5]  # noqa: E731
     engine = FakeEngine((EOS, "a", "b", "c"), logits, lambda *_: [1.0, 0, 0, 0, 0], hidden_size=5)
     adapter = adapter_for(config)
@@ -794,3 +794,33 @@ def test_pass_at_1_sees_no_parallel_budget() -> None:
     assert config.seen_budgets == ()
     assert TokenTrainingConfig().seen_budgets == (1, 2, 4, 8)
     assert TokenHistory([{"step": 0, "validation": {"reward": 1}}], 0).validation_reward == 1.0
+
+
+# --- Scales of parallel budgets ---
+
+
+def test_advantages_are_scaled_by_earlier_batches_of_their_budget() -> None:
+    trainer = object.__new__(training._Trainer)
+    trainer.mean_squares = {}
+    budget_P = torch.tensor([1, 8, 1, 8])
+    all_P = torch.ones(4, dtype=torch.bool)
+    first_PG = torch.tensor([[0.5, -0.5], [8.0, -2.0], [0.25, -0.25], [0.0, 0.0]])
+    of_1 = (0.5**2 * 2 + 0.25**2 * 2) / 4
+    of_8 = (8.0**2 + 2.0**2) / 4
+    scaled_PG = trainer._scaled(first_PG, budget_P, all_P)
+    torch.testing.assert_close(scaled_PG[[0, 2]], first_PG[[0, 2]] / of_1**0.5)
+    torch.testing.assert_close(scaled_PG[[1, 3]], first_PG[[1, 3]] / of_8**0.5)
+    assert trainer.mean_squares == pytest.approx({"1": of_1, "8": of_8})
+    second_PG = 3 * first_PG  # its own scale does not enter: a scale that it shaped would be no constant
+    torch.testing.assert_close(trainer._scaled(second_PG, budget_P, all_P), 3 * scaled_PG)
+    assert trainer.mean_squares == pytest.approx({"1": of_1 * (0.9 + 0.9), "8": of_8 * (0.9 + 0.9)})
+
+
+def test_groups_without_all_verdicts_and_budgets_without_variance_are_left_alone() -> None:
+    trainer = object.__new__(training._Trainer)
+    trainer.mean_squares = {}
+    budget_P = torch.tensor([1, 1, 8])
+    advantage_PG = torch.tensor([[1.0, -1.0], [5.0, 5.0], [0.0, 0.0]])
+    scaled_PG = trainer._scaled(advantage_PG, budget_P, torch.tensor([True, False, True]))
+    assert scaled_PG.tolist() == [[1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
+    assert trainer.mean_squares == {"1": 1.0}

@@ -1,6 +1,6 @@
 """What every engine offers: embed prompts, and complete them under a policy, with the model frozen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -83,6 +83,23 @@ class Engine(Protocol):
 
         Raises:
             ModelError: a prompt is empty or longer than the context.
+        """
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of the model's conversations; None: a base model."""
+        ...
+
+    def chat_text(self, turns: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
+        """A conversation in the model's chat template, ready for the assistant's answer.
+
+        Args:
+            turns: ``role`` and ``content`` of each.
+            thinking: given to the template as ``enable_thinking``; None leaves it to the template.
+
+        Raises:
+            ModelError: a base model.
         """
         ...
 

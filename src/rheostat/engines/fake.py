@@ -6,7 +6,7 @@ the same loop as everyone else's, and :meth:`FakeEngine.distribution` enumerates
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -97,6 +97,15 @@ class FakeEngine:
             ends = range(first, len(prompt.text) + 1)
             result_PH[row] = torch.stack([self.features(prompt.text[:end]) for end in ends]).mean(0)
         return result_PH
+
+    @property
+    def chat_template(self) -> str | None:
+        """See :attr:`rheostat.engines.base.Engine.chat_template`; it is a base model."""
+        return None
+
+    def chat_text(self, turns: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
+        """See :meth:`rheostat.engines.base.Engine.chat_text`; it has no template."""
+        raise ModelError(f"{self.info.model} has no chat template: give the prompt as plain text")
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """See :meth:`rheostat.engines.base.Engine.pieces`."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -125,16 +125,19 @@ class LocalEngine:
             results.update(zip((index for _, index in members), completions, strict=True))
         return [results[index] for index in range(len(requests))]
 
-    def chat_text(self, message: str) -> str:
-        """A user's message in the model's chat template, ready for the assistant's answer.
+    @property
+    def chat_template(self) -> str | None:
+        """See :attr:`rheostat.engines.base.Engine.chat_template`."""
+        template = self.tokenizer.chat_template
+        return None if template is None else str(template)
 
-        Raises:
-            ModelError: the tokenizer has no chat template.
-        """
-        if self.tokenizer.chat_template is None:
+    def chat_text(self, turns: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
+        """See :meth:`rheostat.engines.base.Engine.chat_text`."""
+        if self.chat_template is None:
             raise ModelError(f"{self.info.model} has no chat template: give the prompt as plain text")
-        turns = [{"role": "user", "content": message}]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        switch = {} if thinking is None else {"enable_thinking": thinking}
+        text = self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True, **switch)
+        return str(text)
 
     def _ending_tokens(self, stop: tuple[str, ...]) -> Tensor:
         if stop not in self._endings:

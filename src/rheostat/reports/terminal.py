@@ -1,8 +1,14 @@
 """The report's table for the terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich import box
+from rich.console import Group
 from rich.markup import escape
+from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from rheostat.reports import reading
 from rheostat.reports.reading import MISSING, Results
@@ -35,3 +41,56 @@ def summary_table(results: Results) -> Table:
         marked = [f"[bold]{text}[/bold]" if cell.best else text for text, cell in zip(cells, line.cells, strict=True)]
         out.add_row(name, *marked)
     return out
+
+
+def policy_table(results: Results) -> Table:
+    """Fixed strategies: percent solved with k samples ± half of the 95 % interval, cut answers, tokens."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
+    counts = results["counts"]
+    out.title = f"{results['task']}, test split: problems solved with k samples, in % ± half of the 95 % interval"
+    out.caption = f"{counts['rollouts']} completions, {counts['truncated']} cut by the token budget, " + (
+        f"{counts['without_verdict']} without a verdict (counted as wrong)"
+    )
+    for name in ("policy", "problems of", "k", "solved", "n", "cut", "tokens"):
+        out.add_column(name, justify="left" if name in ("policy", "problems of") else "right", overflow="fold")
+    for row in results["rows"]:
+        half = (row["high"] - row["low"]) / 2
+        out.add_row(
+            escape(row["policy"]),
+            row["group"],
+            str(row["k"]),
+            f"{100 * row['estimate']:.1f} ± {100 * half:.1f}",
+            str(row["problems"]),
+            f"{100 * row['truncated']:.0f} %",
+            f"{row['tokens']:.0f}",
+        )
+    return out
+
+
+def task_page(shown: Mapping[str, Any]) -> Group:
+    """What `rheostat tasks show` prints."""
+    lines = [f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in shown.items() if name != "samples"]
+    samples = [
+        Panel(
+            Text(f"{sample['prompt']}"), title=escape(sample["id"]), subtitle=escape(f"answer: {sample['answer']}"[:90])
+        )
+        for sample in shown["samples"]
+    ]
+    return Group(*map(Text, lines), *samples)
+
+
+def check_page(checked: Mapping[str, Any]) -> Group:
+    """What `rheostat tasks check` prints."""
+    share = checked["accepted"] / checked["with_solution"]
+    lines = [
+        f"{checked['task']}: {checked['with_solution']} of {checked['problems']} problems carry a solution",
+        f"accepted {checked['accepted']} ({100 * share:.2f} %), failed {checked['failed']}, "
+        f"without a verdict {checked['without_verdict']}",
+    ]
+    return Group(*map(Text, lines), *(Text(f"  {row['id']}: {row['why']}") for row in checked["first_failing"]))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
+    return str(value)

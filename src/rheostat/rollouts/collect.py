@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol
@@ -201,9 +203,9 @@ def _generate(
     completions = engine.generate([item.request for item in items], policy, order)
     batch = _digest("\n".join(item.key for item in items))
     policy_key = None if policy is None else policy.key
+    verdicts = judge_all(task, [item.problem for item in items], completions)
     rollouts = []
-    for item, completion in zip(items, completions, strict=True):
-        verdict = judge(task, item.problem, completion)
+    for item, completion, verdict in zip(items, completions, verdicts, strict=True):
         rollouts.append(
             Rollout(
                 key=item.key,
@@ -221,6 +223,7 @@ def _generate(
                 correct=verdict.correct,
                 detail=verdict.detail,
                 batch=batch,
+                cot=item.request.prompt.cot,
             )
         )
     return rollouts
@@ -237,6 +240,30 @@ def judge(task: Task, problem: Problem, completion: Completion) -> Verdict:
     except Exception as error:  # whatever a verifier trips over, it must not cost the batch
         message = f"{type(error).__name__}: {error}".encode(errors="replace").decode()  # it may quote broken text
         return Verdict(None, message)
+
+
+def judge_all(task: Task, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[Verdict]:
+    """The verdict of each completion; equal completions of one problem are judged once.
+
+    A task whose attribute ``verifies_concurrently`` is true is asked by as many threads as there are processors:
+    its verifier waits for worker processes.
+    """
+    asked: dict[tuple[str, str, str], tuple[Problem, Completion]] = {}
+    keys = []
+    for problem, completion in zip(problems, completions, strict=True):
+        keys.append((problem.id, completion.text, completion.finish_reason.value))
+        asked.setdefault(keys[-1], (problem, completion))
+
+    def verdict(pair: tuple[Problem, Completion]) -> Verdict:
+        return judge(task, *pair)
+
+    if getattr(task, "verifies_concurrently", False):
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            verdicts = list(threads.map(verdict, asked.values()))
+    else:
+        verdicts = list(map(verdict, asked.values()))
+    found = dict(zip(asked, verdicts, strict=True))
+    return [found[key] for key in keys]
 
 
 def _check_task(batch: Sequence[_Item], stored: Mapping[str, Rollout], store: RolloutStore) -> None:

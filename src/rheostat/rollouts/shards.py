@@ -14,7 +14,7 @@ from rheostat.errors import StoreError
 from rheostat.files import disk_error
 from rheostat.types import FinishReason
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Stands in every shard's Parquet metadata; a store of another version is refused."""
 
 _FORMAT_KEY = b"rheostat.rollouts.format"
@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("correct", pa.bool_()),
         pa.field("detail", pa.string(), nullable=False),
         pa.field("batch", pa.string(), nullable=False),
+        pa.field("cot", pa.bool_(), nullable=False),
     ],
     metadata={_FORMAT_KEY: str(FORMAT_VERSION).encode()},
 )
@@ -70,6 +71,7 @@ class Rollout:
         correct: the verdict; None when the infrastructure failed to give one.
         detail: what the verifier said about it.
         batch: the batch that was generated together, which is also the name of the shard.
+        cot: whether the prompt asked for a chain of thought.
     """
 
     key: str
@@ -87,6 +89,7 @@ class Rollout:
     correct: bool | None
     detail: str
     batch: str
+    cot: bool = False
 
 
 class DamagedShardError(Exception):

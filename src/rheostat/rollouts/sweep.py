@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from rheostat.decoding.policy import NamedPolicy
@@ -26,6 +26,7 @@ class Sweep:
         rewards_PAS: 1 right, 0 wrong, NaN without a verdict. Greedy decoding always gives the same completion,
             so its one sample is repeated.
         length_PAS: tokens written.
+        truncated_PAS: ended at the token budget.
         sampled: how many completions were sampled, greedy ones once.
         tokens: how many tokens these hold.
         truncated: how many of these ended at the token budget.
@@ -36,6 +37,7 @@ class Sweep:
     space: ActionSpace
     rewards_PAS: Float[NDArray[np.float32], "P A S"]
     length_PAS: Int[NDArray[np.int64], "P A S"]
+    truncated_PAS: Bool[NDArray[np.bool_], "P A S"]
     sampled: int
     tokens: int
     truncated: int
@@ -63,6 +65,7 @@ class PolicySweep:
     problems: tuple[Problem, ...]
     rewards_PS: Float[NDArray[np.float32], "P S"]
     length_PS: Int[NDArray[np.int64], "P S"]
+    truncated_PS: Bool[NDArray[np.bool_], "P S"]
     sampled: int
     tokens: int
     truncated: int
@@ -74,11 +77,18 @@ class PolicySweep:
         return pass_at_k(rewards_PS.sum(-1).astype(np.int64), self.rewards_PS.shape[1], k)
 
 
-def _arrays(rollouts: Sequence[Rollout], shape: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Rewards and lengths."""
+def _arrays(
+    rollouts: Sequence[Rollout], shape: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Rewards, lengths, and what was truncated."""
     verdicts = [np.nan if rollout.correct is None else float(rollout.correct) for rollout in rollouts]
     lengths = [rollout.tokens for rollout in rollouts]
-    return np.array(verdicts, dtype=np.float32).reshape(shape), np.array(lengths, dtype=np.int64).reshape(shape)
+    truncated = [rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts]
+    return (
+        np.array(verdicts, dtype=np.float32).reshape(shape),
+        np.array(lengths, dtype=np.int64).reshape(shape),
+        np.array(truncated, dtype=bool).reshape(shape),
+    )
 
 
 def _counts(rollouts: Sequence[Rollout]) -> tuple[int, int, int, int]:

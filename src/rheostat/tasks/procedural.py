@@ -6,6 +6,7 @@ ranges of one seed. Where the space of questions is small an index range alone w
 each question belongs to one split by a hash of its text, and no split repeats a question.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count as count_from
@@ -36,12 +37,15 @@ class Member:
         settings: its settings.
         question: a shorter question than reasoning-gym's, from an item's metadata.
         steps: worked steps towards the answer, from an item's metadata; without them there is no chain of thought.
+        answer: what an answer must look like, a regular expression; others are wrong without reasoning-gym's seeing
+            them (countdown's answers are evaluated: a tower of powers would never end).
     """
 
     dataset: str
     settings: Mapping[str, object] = field(default_factory=dict)
     question: Callable[[Mapping[str, Any]], str] | None = None
     steps: Callable[[Mapping[str, Any]], str] | None = None
+    answer: str | None = None
 
 
 class ProceduralTask:
@@ -74,6 +78,11 @@ class ProceduralTask:
             self._prefix = dict.fromkeys(members, shown)
         else:
             self._prefix = {m: self._shown(examples, [False] * shots) for m, examples in self._shots.items()}
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of its data sets."""
+        return tuple(self._members)
 
     def _shown(self, examples: Sequence[Problem], cot: Sequence[bool]) -> str:
         """Worked examples, one after the other."""
@@ -135,8 +144,10 @@ class ProceduralTask:
         chance = derive_seed("cot", problem.member, problem.question) % 1000 / 1000
         return self._members[problem.member].steps is not None and chance < self._cot
 
-    def prompt(self, problem: Problem) -> Prompt:
-        """Worked examples, then the question; an answer ends with its line, one with steps with an empty line."""
+    def prompt(self, problem: Problem, epoch: int = 0) -> Prompt:
+        """Worked examples, then the question; an answer ends with its line, one with steps with an empty line.
+
+        It is the same in every epoch."""
         cot = self._has_steps(problem)
         text = f"{self._prefix[problem.member]}Question: {problem.question}\n{'Steps:' if cot else 'Answer:'}"
         return Prompt(problem.id, text, ("\n\n",) if cot else ("\n",), cot)
@@ -150,7 +161,9 @@ class ProceduralTask:
             _, marker, answer = answer.rpartition("\nAnswer:")
             if not marker:
                 return Verdict(False, "steps without an answer")
-        data = self._data[problem.member]
+        data, pattern = self._data[problem.member], self._members[problem.member].answer
+        if pattern is not None and not re.fullmatch(pattern, answer.strip()):
+            return Verdict(False, "not of the answer's form")
         score = data.score_answer(answer=answer.strip(), entry=data[problem.metadata["index"]])
         return Verdict(score == 1.0, f"score {score:g}")
 
@@ -169,11 +182,11 @@ MEMBERS = {
 """The demo's data sets for the sequence level: small tasks in which SmolLM2 is neither hopeless nor perfect."""
 
 STEPS = {
-    "chain_sum": Member(
-        "chain_sum",
-        {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-        steps.ask_sum,
-        steps.partial_sums,
+    "countdown": Member(
+        "countdown",
+        {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 20, "min_target": 2, "max_target": 60},
+        steps.ask_countdown,
+        answer=r"(?:[\d\s()+/-]|\*(?!\*))+",
     ),
     "number_filtering": Member(
         "number_filtering",
@@ -182,8 +195,13 @@ STEPS = {
         steps.keep_or_remove,
     ),
     "gcd": Member("gcd", {"min_numbers": 2, "max_numbers": 2, "min_value": 1, "max_value": 50}, steps.ask_gcd),
+    "count_bits": Member("count_bits", {"min_n": 1, "max_n": 1000}, steps.ask_bits, steps.binary_digits),
 }
 """The data sets for the token level: answers of several tokens, and worked steps for a part of the prompts."""
+
+
+PROCEDURAL = ("demo", "steps", *MEMBERS)
+"""The names that :func:`procedural_task` knows."""
 
 
 def procedural_task(name: str) -> ProceduralTask:

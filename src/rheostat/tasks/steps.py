@@ -14,19 +14,17 @@ def ask_gcd(metadata: Metadata) -> str:
     return f"Greatest common divisor of {first} and {second}?"
 
 
-def ask_sum(metadata: Metadata) -> str:
-    return f"{metadata['expression']} = ?"
+def ask_countdown(metadata: Metadata) -> str:
+    return f"Make {metadata['target']} from {' and '.join(map(str, metadata['numbers']))}."
 
 
-def partial_sums(metadata: Metadata) -> str:
-    """4 - 1 - 7: ``4 - 1 = 3, 3 - 7 = -4``."""
-    first, *rest = metadata["expression"].split()
-    total, steps = int(first), []
-    for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        value = total + int(term) if sign == "+" else total - int(term)
-        steps.append(f"{total} {sign} {term} = {value}")
-        total = value
-    return ", ".join(steps)
+def ask_bits(metadata: Metadata) -> str:
+    return f"How many 1 bits has {metadata['number']} in binary?"
+
+
+def binary_digits(metadata: Metadata) -> str:
+    """5: ``1 0 1``."""
+    return " ".join(metadata["binary"])
 
 
 def keep_or_remove(metadata: Metadata) -> str:

@@ -11,7 +11,7 @@ from rheostat.decoding.policy import TokenPolicy
 from rheostat.decoding.recording import Recorder, Steps
 from rheostat.decoding.strategy import Order
 from rheostat.engines.base import Engine, Request
-from rheostat.rollouts.collect import judge
+from rheostat.rollouts.collect import judge_all
 from rheostat.tasks.base import Task
 from rheostat.types import FinishReason, Problem
 
@@ -56,6 +56,7 @@ def collect_groups(
     first_sample: int,
     seed: int,
     recorder: Recorder | None = None,
+    epoch: int = 0,
 ) -> Groups:
     """Sample, judge and, where asked, record G rollouts of each problem.
 
@@ -70,16 +71,16 @@ def collect_groups(
         first_sample: the number of each problem's first sample; numbers that were never used give fresh draws.
         seed: of the request streams.
         recorder: a new one, which keeps what an update needs.
+        epoch: passes over the problems before this one; a task may ask otherwise in another.
     """
-    prompts = [task.prompt(problem) for problem in problems]
+    prompts = [task.prompt(problem, epoch) for problem in problems]
     requests = [
         Request(prompt, None, first_sample + number, seed, task.max_tokens, int(budget))
         for prompt, budget in zip(prompts, budget_P, strict=True)
         for number in range(group)
     ]
     completions = engine.generate(requests, policy, order, recorder)
-    owners = [problem for problem in problems for _ in range(group)]
-    verdicts = [judge(task, problem, done) for problem, done in zip(owners, completions, strict=True)]
+    verdicts = judge_all(task, [problem for problem in problems for _ in range(group)], completions)
     rewards = [float("nan") if verdict.correct is None else float(verdict.correct) for verdict in verdicts]
     shape = (len(problems), group)
     return Groups(

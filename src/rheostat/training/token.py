@@ -30,6 +30,7 @@ from rheostat.training.tracking import Tracker, Tracking
 from rheostat.types import Problem
 
 _CHUNK = 16_384  # tokens whose features are held in float32 at once
+_MEMORY = 0.9  # of the running mean square of advantages, per batch
 _PATIENCE = 10  # batches in a row without reward variance
 
 
@@ -147,6 +148,7 @@ class _Trainer:
         self.lines: list[dict[str, Any]] = []
         self.step = self.kept = self.idle = self.tokens = 0
         self.is_fitted = False
+        self.mean_squares: dict[str, float] = {}  # of the advantages at each parallel budget, running
         self.best = self._weights()
         self._load()
 
@@ -161,6 +163,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = state["best"]
         self.lines = json.loads(state["lines"])
+        self.mean_squares = json.loads(state["mean_squares"])
         for name in ("step", "kept", "idle", "is_fitted"):
             setattr(self, name, state[name])
 
@@ -173,6 +176,7 @@ class _Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "best": self.best,
                 "lines": json.dumps(self.lines),
+                "mean_squares": json.dumps(self.mean_squares),
                 **{name: getattr(self, name) for name in ("step", "kept", "idle", "is_fitted")},
             },
         )
@@ -206,12 +210,13 @@ class _Trainer:
 
     def _rollouts(self) -> Groups:
         config, seed = self.config, self.run.seed
+        epoch, problems = self._problems()
         draw = np.random.default_rng(derive_seed(seed, "budgets", self.step))
         budgets = draw.choice(config.seen_budgets or (1,), size=min(config.prompts, len(self.run.train)))
         return collect_groups(
             self.run.engine,
             self.run.task,
-            self._prompts(),
+            problems,
             self.policy,
             self.adapter.space.order,
             torch.from_numpy(budgets),
@@ -219,15 +224,16 @@ class _Trainer:
             self.step * config.group,
             derive_seed(seed, "training"),
             Recorder(self.adapter.space.order, config.mask_above),
+            epoch,
         )
 
-    def _prompts(self) -> list[Problem]:
-        """The batch's problems: consecutive ones of a permutation that is drawn anew for each pass over them."""
+    def _problems(self) -> tuple[int, list[Problem]]:
+        """The epoch, and the batch's problems: consecutive ones of a permutation that every epoch draws anew."""
         problems, size = self.run.train, min(self.config.prompts, len(self.run.train))
         batches = len(problems) // size
         epoch, batch = divmod(self.step - 1, batches)
         order = np.random.default_rng(derive_seed(self.run.seed, "order", epoch)).permutation(len(problems))
-        return [problems[index] for index in order[batch * size : (batch + 1) * size]]
+        return epoch, [problems[index] for index in order[batch * size : (batch + 1) * size]]
 
     def _update(self, groups: Groups) -> dict[str, Any]:
         """Gradient steps on one batch; returns what the metrics say about them."""
@@ -247,7 +253,7 @@ class _Trainer:
         if steps is None or not len(steps):
             return self._skip("every token is masked")
         self.idle = 0
-        advantage_N = advantage_PG.flatten()[steps.request_N]
+        advantage_N = self._scaled(advantage_PG, groups.budget_P, judged_P).flatten()[steps.request_N]
         metrics: dict[str, Any] = {}
         self.adapter.train()
         with torch.random.fork_rng(devices=[]):
@@ -259,6 +265,23 @@ class _Trainer:
             log_pi_NA = self.adapter(inputs_of(steps[:_CHUNK], self.adapter.output.weight.device))
         self._require_finite("policy", float(log_pi_NA.sum()))
         return metrics
+
+    def _scaled(self, advantage_PG: Tensor, budget_P: Tensor, judged_P: Tensor) -> Tensor:
+        """Advantages over the running root mean square of their parallel budget.
+
+        pass@B of a hard problem has advantages up to B, pass@1 below 1: unscaled, large budgets would drown small ones.
+        A policy that sees B answers for each by itself, so that a scale for each changes no optimum. The scale is that
+        of earlier batches (of this one, where there are none), so that it does not depend on what it scales.
+        """
+        scaled_PG = torch.zeros_like(advantage_PG)
+        for budget in sorted(set(budget_P[judged_P].tolist())):
+            own_P, name = judged_P & (budget_P == budget), str(budget)
+            now = float(advantage_PG[own_P].square().mean())
+            before = self.mean_squares.get(name) or now
+            if before:
+                scaled_PG[own_P] = advantage_PG[own_P] / math.sqrt(before)
+                self.mean_squares[name] = _MEMORY * before + (1 - _MEMORY) * now
+        return scaled_PG
 
     def _skip(self, reason: str) -> dict[str, Any]:
         self.idle += 1

@@ -40,7 +40,7 @@ class TokenTrainingConfig(BaseModel):
     clip: float = Field(0.2, gt=0, description="ε of the clipped ratio, per token")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's step size at the start")
     decay: float = Field(0.98, gt=0, le=1, description="factor on the step size after each batch")
-    beta: float = Field(5e-3, ge=0, description="weight of the policy's entropy, summed over a rollout's tokens")
+    beta: float = Field(0.01, ge=0, description="weight of the policy's entropy, summed over a rollout's tokens")
     max_gradient_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this")
     mask_above: float = Field(
         0.95, gt=0, le=1, description="leave tokens out whose largest probability lies above; 1: keep all"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rheostat.adapters.files import BaseModel
-from rheostat.config import RunConfig, TokenRunConfig
+from rheostat.config import PolicyRunConfig, RunConfig, TokenRunConfig
 from rheostat.console import Console
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines import models
@@ -21,8 +21,11 @@ from rheostat.rollouts.store import RolloutStore
 from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep
 from rheostat.statistics import mean_interval
 from rheostat.tasks.base import Split, Task
-from rheostat.tasks.procedural import procedural_task
+from rheostat.tasks.choose import make_task, with_chat
+from rheostat.tasks.prompts import Chat
 from rheostat.types import Problem
+
+Config = RunConfig | TokenRunConfig | PolicyRunConfig
 
 WITH_BUDGET, WITHOUT_BUDGET = "adapter with budget", "adapter without budget"
 
@@ -47,7 +50,7 @@ def base_of(info: EngineInfo) -> BaseModel:
 class Run:
     """One level of one command. Two levels of a command share engine, store and console."""
 
-    config: RunConfig | TokenRunConfig
+    config: Config
     out: Path
     engine: Engine
     task: Task
@@ -111,19 +114,28 @@ class Run:
         }
 
 
-def pose(config: RunConfig | TokenRunConfig) -> tuple[Task, dict[Split, list[Problem]]]:
+def pose(config: Config) -> tuple[Task, dict[Split, list[Problem]]]:
     """The task and its problems, all splits at once: what cannot be had is refused before anything is paid for.
 
     Raises:
         ConfigError: no such task, or a split that holds fewer problems.
     """
-    task = procedural_task(config.task)
-    return task, {split: task.problems(split, getattr(config.problems, split.value)) for split in Split}
+    task = make_task(config.task_choice(config.seed))
+    if isinstance(config, PolicyRunConfig):
+        return task, {Split.TEST: task.problems(Split.TEST, config.limit, config.test_from)}
+    start = {Split.TEST: config.test_from}
+    return task, {s: task.problems(s, getattr(config.problems, s.value), start.get(s, 0)) for s in Split}
+
+
+def _chat(engine: Engine) -> Chat | None:
+    """The chat template of an engine's model, as tasks use it."""
+    template = engine.chat_template
+    return None if template is None else Chat(engine.chat_text, "enable_thinking" in template)
 
 
 @contextmanager
 def open_run(
-    config: RunConfig | TokenRunConfig,
+    config: Config,
     out: Path,
     console: Console,
     engine: Engine | None = None,
@@ -135,9 +147,10 @@ def open_run(
     out = make_folder(out)
     if store is not None:
         assert engine is not None, "who shares a store shares an engine"
-        yield Run(config, out, engine, task, store, console, splits)
+        yield Run(config, out, engine, with_chat(task, _chat(engine)), store, console, splits)
         return
     with RolloutStore(out / "rollouts") as opened:
-        run = Run(config, out, engine or open_engine(config.model), task, opened, console, splits)
+        engine = engine or open_engine(config.model)
+        run = Run(config, out, engine, with_chat(task, _chat(engine)), opened, console, splits)
         run.wall_seconds["set-up"] = round(time.perf_counter() - start, 3)
         yield run

@@ -1,0 +1,124 @@
+"""What the verbs of the command line take: one model for each; field descriptions are its help."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field
+
+from rheostat.config import DemoConfig, RunConfig, TokenRunConfig
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+
+
+class Arguments(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class Demo(DemoConfig):
+    """Train adapters of both levels, with and without budget, on a small real model, judge them on held-out problems,
+    and write results.json, report.html and the adapters. An interrupted run continues when it is started again."""
+
+    out: Path = Field(Path("runs/demo"), description="folder for everything that the run writes")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class TrainSequence(RunConfig):
+    """Train a sequence-level adapter: one strategy per prompt, from its embedding and the parallel budget."""
+
+    out: Path = Field(Path("runs/sequence"), description="folder for rollouts, training history and adapter")
+    with_budget: bool = Field(True, description="let the policy see the parallel budget")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class TrainToken(TokenRunConfig):
+    """Train a token-level adapter: one action at every token, from the hidden state and the token budget.
+    An interrupted run continues when it is started again."""
+
+    out: Path = Field(Path("runs/token"), description="folder for rollouts, checkpoint, metrics.jsonl and adapter")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class Evaluate(RunConfig):
+    """Judge adapters against every static strategy on the test split; the action space is the adapters' own."""
+
+    task: str | None = Field(None, description="by default the one that the first adapter was trained on")  # type: ignore[assignment]
+    commit: bool | None = Field(  # type: ignore[assignment]
+        None, description="take the most probable action instead of drawing one (default: at the sequence level only)"
+    )
+    adapter: tuple[str, ...] = Field((), description="adapter folders or Hub ids; none: static strategies only")
+    policy: tuple[str, ...] = Field(
+        (), description="judge these fixed strategies as they are, like greedy T=0.7,p=0.9; no split but test is read"
+    )
+    limit: int = Field(100, ge=1, description="problems of the test split (with --policy)")
+    policy_samples: int = Field(1, ge=1, description="completions per problem and strategy (with --policy)")
+    out: Path = Field(Path("runs/evaluate"), description="folder for rollouts, results.json and report.html")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class Generate(Arguments):
+    """Complete a prompt under an adapter or a fixed strategy."""
+
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = Field(
+        description="text to complete; - reads it from stdin"
+    )
+    model: str = Field("smollm2", description="base model: a name, a folder, or a Hub id")
+    adapter: str | None = Field(None, description="adapter folder or Hub id; it picks the strategy")
+    strategy: str | None = Field(None, description="a fixed strategy instead, like greedy or T=0.7,p=0.9 (default T=1)")
+    budget: int = Field(1, description="parallel budget B: how many completions")
+    commit: Flag = Field(
+        False, description="a token-level adapter takes its most probable action, instead of drawing one"
+    )
+    trace: Flag = Field(
+        False, description="show each token coloured by its action, and write trace.html (token-level adapters)"
+    )
+    trace_out: Path = Field(Path("trace.html"), description="where --trace writes its page")
+    max_tokens: int = Field(64, description="token budget b of each completion")
+    stop: tuple[str, ...] = Field((), description="strings that end a completion")
+    chat: Flag = Field(False, description="wrap the prompt in the model's chat template")
+    seed: int = Field(0, description="every draw is a function of it")
+
+
+class Models(Arguments):
+    """List the models that need no hub, pull one into the cache, or print where it lies."""
+
+    action: tyro.conf.Positional[Literal["list", "pull", "path"]] = Field("list", description="what to do")
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")] = Field(
+        "", description="a name, a folder, or a Hub id"
+    )
+
+
+class Push(Arguments):
+    """Push an adapter folder to the Hugging Face Hub."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Field(description="adapter folder")
+    repo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO")] = Field(
+        description="owner/name on the Hub"
+    )
+    private: Flag = Field(False, description="make a new repository private")
+
+
+class Bench(Arguments):
+    """Measure against a peer: the speed of the engine, or the variance of the token gradient."""
+
+    name: tyro.conf.Positional[Literal["engine", "estimator"]] = Field(
+        "engine", description="engine: tokens per second beside transformers'; estimator: variances of the gradient"
+    )
+    model: str = Field("smollm2", description="model to measure with")
+    repeats: int = Field(5, ge=1, description="engine: interleaved repetitions; estimator: times 24 prompts")
+
+
+class Tasks(Arguments):
+    """List the tasks that have a name, show what one asks, or check its verifier with its own solutions."""
+
+    action: tyro.conf.Positional[Literal["list", "show", "check"]] = Field("list", description="what to do")
+    task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[TASK]")] = Field(
+        "", description="a name, several joined by +, FILE.jsonl (and --verifier), or FILE.py:NAME"
+    )
+    data: tuple[str, ...] = Field((), description="problems from here instead of the Hub, as for 'rheostat evaluate'")
+    verifier: str | None = Field(None, description="math, exact, regex, or FILE.py:FUNCTION")
+    cot: float = Field(0.0, ge=0, le=1, description="share of prompts that ask for a chain of thought")
+    shots: int = Field(0, ge=0, description="worked examples before the question")
+    require_isolation: Flag = Field(False, description="refuse a system that lacks a protection of the sandbox")
