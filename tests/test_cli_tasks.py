@@ -57,8 +57,7 @@ def evaluate(*words: str | Path | int) -> int:
     return run("evaluate", "--model", "fake", "--max-tokens", BUDGET, *words)
 
 
-def test_list_names_every_task(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_list_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("tasks", "list") == 0
     shown = capsys.readouterr()
     assert run("tasks", "--json") == 0
@@ -68,7 +67,7 @@ def test_list_names_every_task(capsys: pytest.CaptureFixture[str], monkeypatch: 
     for row in found:
         assert row["task"] in shown.err
         assert all(row.values())
-    assert "HuggingFaceH4/MATH-500" in shown.err
+    assert "HuggingFaceH4/MATH-500" in "".join(shown.err.split())
 
 
 def test_show_prints_counts_and_problems_as_they_are_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

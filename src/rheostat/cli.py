@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import tyro
 from pydantic import BaseModel
-from rich.table import Table
+from rich import box
+from rich.table import Column, Table
 
 from rheostat import __version__
 from rheostat.arguments import Bench, Demo, Evaluate, Generate, Models, Push, Tasks, TrainSequence, TrainToken
@@ -187,9 +188,11 @@ def _tasks(arguments: Tasks, console: Console) -> object:
 
     if arguments.action == "list":
         found = tasks.list_tasks()
-        table = Table("task", "judged by", "splits", "licence", "source")
+        name, source = Column("task", no_wrap=True), Column("source", overflow="fold")
+        table = Table(name, "judged", "splits", "licence", source, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for row in found:
-            table.add_row(*row.values())
+            splits = row["splits"].replace("train, validation, test", "all")
+            table.add_row(row["task"], row["judged_by"], splits, row["licence"], row["source"].replace(", ", "\n"))
         if not arguments.json_output:
             console.rich.print(table)
             console.say("Problems of your own: --task FILE.jsonl --verifier math|exact|regex|FILE.py:FUNCTION.")

@@ -170,9 +170,7 @@ def test_bounds_by_hand() -> None:
     rewards_PAS = np.array([[[1, np.nan, 0, 0]]], dtype=np.float32)
     problem = LetterTask().problems(Split.TRAIN, 1)[0]
     lengths_PAS = np.ones((1, 1, 4), dtype=np.int64)
-    got = Sweep(
-        (problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, lengths_PAS, lengths_PAS < 0, 4, 8, 0, 1
-    )
+    got = Sweep((problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, lengths_PAS, lengths_PAS < 0, 4, 8, 0, 1)
     assert got.pass_at(2)[0, 0] == pytest.approx(1 / 2)
     assert got.pass_at(2, missing_is=1.0)[0, 0] == pytest.approx(5 / 6)
     assert got.pass_at(1)[0, 0] == pytest.approx(1 / 4)

@@ -122,7 +122,7 @@ def test_an_unknown_task_is_told_all_that_there_are() -> None:
 def test_benchmarks_are_asked_of_the_hub_and_without_it_name_local_files(name: str, no_hub: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"the Hub does not give it \(no network\).*--data train=FILE.jsonl"):
         make_task(TaskChoice(name))
-    assert no_hub == [next(iter(BENCHMARKS[name].hub.values())).location]
+    assert no_hub == [BENCHMARKS[name].hub[Split.TEST].location]
 
 
 def test_a_benchmark_of_the_hub_whose_rows_have_no_ids(monkeypatch: pytest.MonkeyPatch) -> None:

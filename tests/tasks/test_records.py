@@ -344,3 +344,16 @@ def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
         "list": ["a\ufffd", 1.5, None],
         "é": {"\ufffd": True},
     }
+
+
+def test_a_question_that_published_splits_share_stays_where_it_judges() -> None:
+    rows = {
+        split: [(Problem(f"{split}/{n}", "t", "t", asked, "1"), f"{split} row {n}") for n, asked in enumerate(own)]
+        for split, own in ((Split.TEST, ("a", "b")), (Split.TRAIN, ("c", " b ", "d")))
+    }
+    found, repeated = split_problems(rows, refuse_shared=False)
+    assert {problem.question for problem in found[Split.TEST]} == {"a", "b"}
+    assert {problem.question for own in (Split.TRAIN, Split.VALIDATION) for problem in found[own]} == {"c", "d"}
+    assert repeated == 1
+    with pytest.raises(ConfigError, match="train row 1: the same problem stands in test at test row 1"):
+        split_problems(rows)

@@ -58,7 +58,8 @@ def problem_of(record: Record, task: str, fields: Callable[[Record], Fields], id
     name = next((str(row[key]) for key in ids if row.get(key) is not None), None)
     if not question.strip():
         raise ConfigError(f"{record.where}: the problem is empty")
-    return Problem(f"{task}/{name or record.where}", task, task, question, answer, metadata)
+    # not the whole path: the same file in another folder has the same problems, and draws
+    return Problem(f"{task}/{name or record.where.rpartition('/')[2]}", task, task, question, answer, metadata)
 
 
 def _described(record: Record, *names: str) -> dict[str, object]:
@@ -175,7 +176,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "aime24": Benchmark(
         _hub(test="HuggingFaceH4/aime_2024:train"),
-        "text © MAA, for evaluation",
+        "© MAA",
         "math",
         prompts.MATH,
         8192,
@@ -183,7 +184,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "aime25": Benchmark(
         _hub(test="opencompass/AIME2025/AIME2025-I,AIME2025-II:test"),
-        "text © MAA, for evaluation",
+        "© MAA",
         "math",
         prompts.MATH,
         8192,

@@ -92,6 +92,8 @@ def with_chat(task: Task, chat: Chat | None) -> Task:
 
 
 def _asking(choice: TaskChoice) -> Asking:
+    if choice.thinking and choice.cot:
+        raise ConfigError("thinking and cot are two ways of asking for steps: give one of them")
     return Asking(choice.cot, choice.thinking, choice.shots, choice.seed)
 
 
@@ -117,11 +119,14 @@ def _benchmark(choice: TaskChoice) -> QuestionTask:
 def _read(
     sources: Mapping[Split | None, Source], task: str, fields: Callable[[Record], Fields], ids: Sequence[str] = IDS
 ) -> tuple[dict[Split, list[Problem]], int]:
+    is_published = not any(source.is_file for source in sources.values())
+    rank = [Split.TEST, Split.VALIDATION, Split.TRAIN, None]  # what judges keeps a question that trains as well
     return split_problems(
         {
-            split: [(problem_of(row, task, fields, ids), row.where) for row in read(source)]
-            for split, source in sources.items()
-        }
+            split: [(problem_of(row, task, fields, ids), row.where) for row in read(sources[split])]
+            for split in sorted(sources, key=rank.index)
+        },
+        refuse_shared=not is_published,
     )
 
 

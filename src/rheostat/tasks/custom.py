@@ -109,6 +109,7 @@ class FunctionVerifier:
             raise ConfigError(f"--verifier {target}: there is no file {path}")
         self._target = target
         self._pool = WorkerPool(target, timeout=_TIMEOUT)
+        self._pool.check()
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
         shown = {

@@ -170,6 +170,7 @@ def sources_of(data: Sequence[str]) -> dict[Split | None, Source]:
 
 def split_problems(
     problems: Mapping[Split | None, Iterable[tuple[Problem, str]]],
+    refuse_shared: bool = True,
 ) -> tuple[dict[Split, list[Problem]], int]:
     """Problems by split, in an order that does not depend on their sources' (which often sort them by subject).
 
@@ -178,6 +179,9 @@ def split_problems(
 
     Args:
         problems: of each source, each with where it stands.
+        refuse_shared: refuse a question that stands in two splits. Published data sets have such questions (three of
+            MBPP's), which no user can take out: without this, they stay in the first source of ``problems`` and leave
+            the others.
 
     Returns:
         The problems of each split, and how many were left out as repeated.
@@ -195,7 +199,7 @@ def split_problems(
             split = _split_of(given, question, has_validation=Split.VALIDATION in problems)
             if question in asked:
                 other, there = asked[question]
-                if other is not split:
+                if other is not split and refuse_shared:
                     raise ConfigError(f"{where}: the same problem stands in {other} at {there}; take one of them out")
                 repeated += 1
                 continue

@@ -117,6 +117,7 @@ class _Worker:
         if self._process.returncode is None:  # not yet waited for: the number still belongs to it
             with suppress(ProcessLookupError, PermissionError):  # another thread was faster
                 os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()  # where the group could not be signalled, nobody waits for ever
             self._process.wait()
 
     def forget(self) -> None:
@@ -192,6 +193,18 @@ class WorkerPool:
         finally:
             self._idle.put(worker)
         return Raised(*reply["raised"]) if "raised" in reply else reply["value"]
+
+    def check(self) -> None:
+        """Starts a worker, so that a target that cannot be called is refused before anything depends on it.
+
+        Raises:
+            RheostatError: as :meth:`call`.
+        """
+        worker = self._idle.get()
+        try:
+            worker = worker or self._start()
+        finally:
+            self._idle.put(worker)
 
     def _start(self) -> _Worker:
         with self._lock:

@@ -15,6 +15,7 @@ from rheostat.engines.base import Engine, EngineInfo
 from rheostat.engines.fake import FakeEngine
 from rheostat.engines.local import LocalEngine
 from rheostat.environment import machine, versions
+from rheostat.errors import ConfigError
 from rheostat.files import make_folder
 from rheostat.reports.page import FORMAT
 from rheostat.rollouts.store import RolloutStore
@@ -127,6 +128,12 @@ def pose(config: Config) -> tuple[Task, dict[Split, list[Problem]]]:
     return task, {s: task.problems(s, getattr(config.problems, s.value), start.get(s, 0)) for s in Split}
 
 
+def _require_thinking(config: Config, engine: Engine) -> None:
+    chat = _chat(engine)
+    if config.thinking and (chat is None or not chat.can_think):
+        raise ConfigError(f"thinking: the model {config.model!r} has no chat template that knows it; leave it out")
+
+
 def _chat(engine: Engine) -> Chat | None:
     """The chat template of an engine's model, as tasks use it."""
     template = engine.chat_template
@@ -151,6 +158,7 @@ def open_run(
         return
     with RolloutStore(out / "rollouts") as opened:
         engine = engine or open_engine(config.model)
+        _require_thinking(config, engine)
         run = Run(config, out, engine, with_chat(task, _chat(engine)), opened, console, splits)
         run.wall_seconds["set-up"] = round(time.perf_counter() - start, 3)
         yield run

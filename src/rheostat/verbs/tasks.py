@@ -20,7 +20,7 @@ def list_tasks() -> list[dict[str, str]]:
     """Every task that has a name, its licence, how it is judged, and where its problems come from."""
     every = ", ".join(Split)
     found = [
-        {"task": name, "judged_by": "answer", "splits": every, "licence": "made on the spot", "source": "reasoning-gym"}
+        {"task": name, "judged_by": "answer", "splits": every, "licence": "generated", "source": "reasoning-gym"}
         for name in PROCEDURAL
     ]
     for name, benchmark in BENCHMARKS.items():
