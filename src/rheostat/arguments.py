@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from rheostat.config import DemoConfig, RunConfig, TokenRunConfig
+from rheostat.config import DemoConfig, RunConfig, SelectConfig, TokenRunConfig
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -55,6 +55,13 @@ class Evaluate(RunConfig):
     limit: int = Field(100, ge=1, description="problems of the test split (with --policy)")
     policy_samples: int = Field(1, ge=1, description="completions per problem and strategy (with --policy)")
     out: Path = Field(Path("runs/evaluate"), description="folder for rollouts, results.json and report.html")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class Select(SelectConfig):
+    """Choose a compact action space for a model and a task from a sweep over candidate strategies."""
+
+    out: Path = Field(Path("runs/select"), description="folder for rollouts, action_space.toml and results.json")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 

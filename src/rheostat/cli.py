@@ -19,8 +19,17 @@ from rich import box
 from rich.table import Column, Table
 
 from rheostat import __version__
-from rheostat.arguments import Bench, Demo, Evaluate, Generate, Models, Push, Tasks, TrainSequence, TrainToken
-from rheostat.config import DemoConfig, PolicyRunConfig, RunConfig, TaskConfig, TokenRunConfig, build, read_toml
+from rheostat.arguments import Bench, Demo, Evaluate, Generate, Models, Push, Select, Tasks, TrainSequence, TrainToken
+from rheostat.config import (
+    DemoConfig,
+    PolicyRunConfig,
+    RunConfig,
+    SelectConfig,
+    TaskConfig,
+    TokenRunConfig,
+    build,
+    read_toml,
+)
 from rheostat.console import Console
 from rheostat.errors import AdapterError, ConfigError, RheostatError
 
@@ -181,6 +190,16 @@ def _generate(arguments: Generate, console: Console) -> object:
     return result
 
 
+def _select(arguments: Select, console: Console) -> object:
+    from rheostat.reports.terminal import selection_table
+    from rheostat.verbs.select import select
+
+    results = select(_part(SelectConfig, arguments), arguments.out, console)
+    console.rich.print(selection_table(results))
+    console.say(f"{arguments.out / 'action_space.toml'}: give it to 'rheostat train' as --strategies")
+    return results
+
+
 def _tasks(arguments: Tasks, console: Console) -> object:
     from rheostat.reports.terminal import check_page, task_page
     from rheostat.tasks.choose import TaskChoice
@@ -259,6 +278,7 @@ VERBS: dict[str, tuple[type[BaseModel], Callable[..., object]]] = {
     "demo": (Demo, _demo),
     "train sequence": (TrainSequence, _train_sequence),
     "train token": (TrainToken, _train_token),
+    "select": (Select, _select),
     "evaluate": (Evaluate, _evaluate),
     "generate": (Generate, _generate),
     "models": (Models, _models),

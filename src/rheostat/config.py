@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rheostat.decoding.spaces import strategies_named
+from rheostat.decoding.spaces import space_named, strategies_named
 from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.engines.base import Pooling
 from rheostat.errors import ConfigError, RheostatError
@@ -91,7 +91,7 @@ class RunConfig(TaskConfig):
 
     @property
     def space(self) -> ActionSpace:
-        return ActionSpace(strategies_named(self.strategies), self.order)
+        return space_named(self.strategies, self.order)
 
 
 class TokenLevel(TaskConfig, TokenTrainingConfig):
@@ -133,7 +133,7 @@ class TokenRunConfig(TokenLevel):
 
     @property
     def space(self) -> ActionSpace:
-        return ActionSpace(strategies_named(self.strategies), self.order)
+        return space_named(self.strategies, self.order)
 
 
 class PolicyRunConfig(TaskConfig):
@@ -149,7 +149,41 @@ class PolicyRunConfig(TaskConfig):
 
     @property
     def space(self) -> ActionSpace:
-        return ActionSpace(strategies_named(self.strategies), self.order)
+        return space_named(self.strategies, self.order)
+
+
+class SelectConfig(TaskConfig):
+    """Everything that shapes the choice of an action space."""
+
+    model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    candidates: tuple[str, ...] = Field(
+        ("grid", "greedy"),
+        description="the pool: grid (the 180 of Table 10), greedy, tables of the paper, strategies, FILE.toml",
+    )
+    order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
+    problems: int = Field(240, ge=4, description="problems of the validation split")
+    samples: int = Field(8, ge=1, description="completions per problem and strategy")
+    actions: int = Field(6, ge=1, description="strategies to choose")
+    parallel_budget: int | None = Field(
+        None,
+        ge=1,
+        description="choose for pass@B instead of the mean reward, cross-fitted over halves of the samples",
+    )
+    max_rollouts: int | None = Field(None, ge=1, description="halve the pool in rounds to stay below so many rollouts")
+    max_time: float | None = Field(None, gt=0, description="the same in minutes, at the rate that a first batch shows")
+    seed: int = Field(0, description="every draw is a function of it")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SelectConfig":
+        if self.parallel_budget is not None and self.samples < 2 * self.parallel_budget:
+            raise ValueError(f"samples must be at least twice the parallel budget, {2 * self.parallel_budget}")
+        if self.actions > len(self.space):
+            raise ValueError(f"actions: there are {len(self.space)} candidates")
+        return self
+
+    @property
+    def space(self) -> ActionSpace:
+        return space_named(self.candidates, self.order)
 
 
 class DemoConfig(RunConfig):

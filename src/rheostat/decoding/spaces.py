@@ -1,8 +1,11 @@
 """The paper's candidate pool (Table 10) and the action spaces it selected (Tables 11 to 14)."""
 
+import tomllib
+from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
-from rheostat.decoding.strategy import ActionSpace, Strategy
+from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.errors import ConfigError
 
 
@@ -53,14 +56,66 @@ TABLE_14 = ActionSpace((GREEDY, Strategy(0.5), Strategy(1.0), Strategy(1.25)))  
 NAMED_SPACES = {"table11": TABLE_11, "table12": TABLE_12, "table13": TABLE_13, "table14": TABLE_14}
 
 
-def strategies_named(names: tuple[str, ...]) -> tuple[Strategy, ...]:
-    """Strategies from a table's name (``table13``), from ``grid``, or from written strategies."""
-    if len(names) == 1 and names[0] in NAMED_SPACES:
-        return NAMED_SPACES[names[0]].strategies
-    if names == ("grid",):
-        return candidate_grid()
+def strategies_named(names: Sequence[str]) -> tuple[Strategy, ...]:
+    """Strategies from tables' names (``table13``), ``grid``, files (see :func:`read_space`) and written strategies.
+
+    Raises:
+        ConfigError: an unknown name, or a file that cannot be read.
+    """
+    found: list[Strategy] = []
     for name in names:
-        if "=" not in name and name != "greedy":
+        if name in NAMED_SPACES:
+            found += NAMED_SPACES[name].strategies
+        elif name == "grid":
+            found += candidate_grid()
+        elif name.endswith(".toml"):
+            found += read_space(Path(name)).strategies
+        elif "=" in name or name == "greedy":
+            found.append(Strategy.parse(name))
+        else:
             known = ", ".join([*NAMED_SPACES, "grid"])
-            raise ConfigError(f"strategies: unknown name {name!r}; use {known}, or write them like 'T=0.75,k=10'")
-    return tuple(Strategy.parse(name) for name in names)
+            raise ConfigError(
+                f"strategies: unknown name {name!r}; use {known}, FILE.toml, or write them like 'T=0.75,k=10'"
+            )
+    return tuple(found)
+
+
+def space_named(names: Sequence[str], order: Order) -> ActionSpace:
+    """The action space of these names (see :func:`strategies_named`) in this order of transforms.
+
+    Raises:
+        ConfigError: as there, no strategy, one of them twice, or a file that was written for the other order.
+    """
+    for name in names:
+        if name.endswith(".toml") and (given := read_space(Path(name))).order != order:
+            raise ConfigError(f"strategies: {name} was chosen under order {given.order}; set order to that")
+    return ActionSpace(strategies_named(names), order)
+
+
+def read_space(path: Path) -> ActionSpace:
+    """An action space from a TOML file: ``strategies``, a list of names, or a ``[grid]`` of lists; and ``order``.
+
+    A grid has ``temperature`` and where wanted ``top_k``, ``top_p``, ``min_p``; 0 in these three means off.
+
+    Raises:
+        ConfigError: it cannot be read, or holds neither; names the file.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        order = Order(content.get("order", Order.VLLM))
+        if "grid" in content:
+            axes = [content["grid"]["temperature"], *(content["grid"].get(n, [0]) for n in ("top_k", "top_p", "min_p"))]
+            return ActionSpace(
+                tuple(Strategy(t, k or None, p or None, m or None) for t, k, p, m in product(*axes)), order
+            )
+        return ActionSpace(tuple(Strategy.parse(name) for name in content["strategies"]), order)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: strategies = ['T=0.5', ...], or [grid] with temperature = [0.5, 1.0], top_k, top_p, min_p; "
+            f"order = 'vllm' or 'transformers' ({type(error).__name__}: {error})"
+        ) from error

@@ -67,6 +67,22 @@ def policy_table(results: Results) -> Table:
     return out
 
 
+def selection_table(results: Results) -> Table:
+    """The chosen strategies in order, beside the best by mean, and what the first 1, 2, … cover on other problems."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
+    out.title = f"{results['task']}, validation: chosen by greedy coverage of {results['objective']}"
+    out.caption = "coverage in %, ± half of the 95 % interval; the last two on problems that the choice has not seen"
+    for name in ("", "chosen", "covers", "top by mean", "greedy, others", "top, others"):
+        out.add_column(name, justify="left" if name in ("chosen", "top by mean") else "right")
+    pairs = zip(results["greedy"]["strategies"], results["top"]["strategies"], strict=True)
+    for number, (greedy, top) in enumerate(pairs):
+        held = [results["held_out"][name][number] for name in ("greedy", "top")]
+        shown = [f"{100 * mean:.1f} ± {50 * (high - low):.1f}" for mean, low, high in held]
+        covers = f"{100 * results['greedy']['coverage'][number]:.1f}"
+        out.add_row(str(number + 1), escape(greedy), covers, escape(top), *shown)
+    return out
+
+
 def task_page(shown: Mapping[str, Any]) -> Group:
     """What `rheostat tasks show` prints."""
     lines = [f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in shown.items() if name != "samples"]

@@ -81,7 +81,7 @@ def reference(style: Style, problem: Problem) -> str | None:
         return None
     if "tests" in problem.metadata or "test_code" in problem.metadata:
         return f"```python\n{problem.metadata.get('starter', '')}{solution}\n```"
-    if not style.boxed or last_box(solution):
+    if not style.boxed or last_box(solution) is not None:
         return solution
     return f"{solution}\n\\boxed{{{problem.answer}}}"
 

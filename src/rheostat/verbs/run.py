@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rheostat.adapters.files import BaseModel
-from rheostat.config import PolicyRunConfig, RunConfig, TokenRunConfig
+from rheostat.config import PolicyRunConfig, RunConfig, SelectConfig, TokenRunConfig
 from rheostat.console import Console
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines import models
@@ -26,7 +26,7 @@ from rheostat.tasks.choose import make_task, with_chat
 from rheostat.tasks.prompts import Chat
 from rheostat.types import Problem
 
-Config = RunConfig | TokenRunConfig | PolicyRunConfig
+Config = RunConfig | TokenRunConfig | PolicyRunConfig | SelectConfig
 
 WITH_BUDGET, WITHOUT_BUDGET = "adapter with budget", "adapter without budget"
 
@@ -85,7 +85,7 @@ class Run:
             "format": FORMAT,
             "model": self.engine.info.to_dict(),
             "task": self.config.task,
-            "members": list(dict.fromkeys(problem.member for problem in self.splits[Split.TEST])),
+            "members": list(dict.fromkeys(problem.member for problem in [*self.splits.values()][-1])),
             "order": str(self.config.order),
             "strategies": [str(strategy) for strategy in self.config.space],
             "seeds": {"run": self.config.seed},
@@ -124,6 +124,8 @@ def pose(config: Config) -> tuple[Task, dict[Split, list[Problem]]]:
     task = make_task(config.task_choice(config.seed))
     if isinstance(config, PolicyRunConfig):
         return task, {Split.TEST: task.problems(Split.TEST, config.limit, config.test_from)}
+    if isinstance(config, SelectConfig):
+        return task, {Split.VALIDATION: task.problems(Split.VALIDATION, config.problems)}
     start = {Split.TEST: config.test_from}
     return task, {s: task.problems(s, getattr(config.problems, s.value), start.get(s, 0)) for s in Split}
 
