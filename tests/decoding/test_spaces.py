@@ -74,7 +74,12 @@ def test_written_strategies() -> None:
     assert [str(s) for s in strategies_named(("greedy", "T=0.5", "T=1,k=5"))] == ["greedy", "T=0.5", "T=1,k=5"]
 
 
-@pytest.mark.parametrize("names", [("table15",), ("T=1", "table11"), ("grid", "greedy")])
+def test_names_may_be_mixed() -> None:
+    assert strategies_named(("grid", "greedy")) == (*candidate_grid(), GREEDY)
+    assert strategies_named(("T=0.9", "table14"))[1:] == NAMED_SPACES["table14"].strategies
+
+
+@pytest.mark.parametrize("names", [("table15",), ("T=1", "tables"), ("grid", "")])
 def test_unknown_names(names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"table11.*grid"):
         strategies_named(names)

@@ -43,7 +43,7 @@ class Round:
 
 
 def rounds_of(strategies: int, problems: int, samples: int, actions: int, most: int | None) -> list[Round]:
-    """The rounds of a search that asks for at most ``most`` rollouts; where these suffice a single one, the full sweep.
+    """The rounds of a search that asks for at most ``most`` rollouts; one where these suffice, the full sweep.
 
     Successive halving (Jamieson and Talwalkar, 2016): each round has half of the strategies and twice the rollouts of
     each, more problems first and then more samples. The last one has all problems and samples of those that are left,
