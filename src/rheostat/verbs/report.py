@@ -12,6 +12,7 @@ from rheostat.console import Console
 from rheostat.engines.base import Engine
 from rheostat.files import atomic_write
 from rheostat.reports.page import write_report
+from rheostat.tasks.base import Split
 from rheostat.verbs import sequence, token
 from rheostat.verbs.run import open_run, pose
 
@@ -44,7 +45,7 @@ def evaluate(
     engine: Engine | None = None,
 ) -> dict[str, Any]:
     """`rheostat evaluate`: adapters of one level, that of ``config``; without any, static strategies alone."""
-    with open_run(config, out, console, engine) as run:
+    with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run:
         if isinstance(config, TokenRunConfig):
             return _write(token.judge(run, adapters, {}), run.out)  # type: ignore[arg-type]
         return _write(sequence.evaluate_sequence(run, dict(adapters)), run.out)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What every command works with: engine, task, store, console, and where results go."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,8 +115,8 @@ class Run:
         }
 
 
-def pose(config: Config) -> tuple[Task, dict[Split, list[Problem]]]:
-    """The task and its problems, all splits at once: what cannot be had is refused before anything is paid for.
+def pose(config: Config, splits: Sequence[Split] = tuple(Split)) -> tuple[Task, dict[Split, list[Problem]]]:
+    """The task and its problems, those splits at once: what cannot be had is refused before anything is paid for.
 
     Raises:
         ConfigError: no such task, or a split that holds fewer problems.
@@ -127,7 +127,7 @@ def pose(config: Config) -> tuple[Task, dict[Split, list[Problem]]]:
     if isinstance(config, SelectConfig):
         return task, {Split.VALIDATION: task.problems(Split.VALIDATION, config.problems)}
     start = {Split.TEST: config.test_from}
-    return task, {s: task.problems(s, getattr(config.problems, s.value), start.get(s, 0)) for s in Split}
+    return task, {s: task.problems(s, getattr(config.problems, s.value), start.get(s, 0)) for s in splits}
 
 
 def _require_thinking(config: Config, engine: Engine) -> None:
@@ -149,18 +149,19 @@ def open_run(
     console: Console,
     engine: Engine | None = None,
     store: RolloutStore | None = None,
+    splits: Sequence[Split] = tuple(Split),
 ) -> Iterator[Run]:
     """A run in folder ``out``, whose store is locked until it ends; ``store`` is one that is open already."""
     start = time.perf_counter()
-    task, splits = pose(config)
+    task, problems = pose(config, splits)
     out = make_folder(out)
     if store is not None:
         assert engine is not None, "who shares a store shares an engine"
-        yield Run(config, out, engine, with_chat(task, _chat(engine)), store, console, splits)
+        yield Run(config, out, engine, with_chat(task, _chat(engine)), store, console, problems)
         return
     with RolloutStore(out / "rollouts") as opened:
         engine = engine or open_engine(config.model)
         _require_thinking(config, engine)
-        run = Run(config, out, engine, with_chat(task, _chat(engine)), opened, console, splits)
+        run = Run(config, out, engine, with_chat(task, _chat(engine)), opened, console, problems)
         run.wall_seconds["set-up"] = round(time.perf_counter() - start, 3)
         yield run
