@@ -108,13 +108,15 @@ class Push(Arguments):
 
 
 class Bench(Arguments):
-    """Measure against a peer: the speed of the engine, or the variance of the token gradient."""
+    """Measure against a peer: the speed of the engine, the variance of the token gradient, or the choice of actions."""
 
-    name: tyro.conf.Positional[Literal["engine", "estimator"]] = Field(
-        "engine", description="engine: tokens per second beside transformers'; estimator: variances of the gradient"
+    name: tyro.conf.Positional[Literal["engine", "estimator", "select"]] = Field(
+        "engine",
+        description="engine: tokens per second beside transformers'; estimator: variances of the gradient; "
+        "select: seconds and memory of the choice of an action space",
     )
-    model: str = Field("smollm2", description="model to measure with")
-    repeats: int = Field(5, ge=1, description="engine: interleaved repetitions; estimator: times 24 prompts")
+    model: str = Field("smollm2", description="model to measure with (engine and estimator)")
+    repeats: int = Field(5, ge=1, description="engine, select: interleaved repetitions; estimator: times 24 prompts")
 
 
 class Tasks(Arguments):

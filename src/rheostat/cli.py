@@ -264,6 +264,10 @@ def _bench(arguments: Bench, console: Console) -> object:
         from rheostat.bench.engine import bench_engine
 
         result = bench_engine(arguments.model, arguments.repeats, console)
+    elif arguments.name == "select":
+        from rheostat.bench.select import bench_select
+
+        result = bench_select(arguments.repeats, console)
     else:
         from rheostat.bench.estimator import bench_estimator
 

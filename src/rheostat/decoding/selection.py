@@ -60,7 +60,8 @@ class Candidates:
         estimate of what the choice is worth, hence on average at most the coverage of a chooser who knows the truth.
 
         A cell without a sample (for pass@B: with fewer than 2B, since each half needs B) has no estimate and covers
-        nothing. Whatever its lost verdicts were, they could only raise the coverage, which is a lower bound then.
+        nothing: to give it one could only raise F, which is a lower bound where cells are missing. Within a cell that
+        has enough samples, those without a verdict are left out.
 
         Args:
             rewards_PAS: rewards in [0, 1], for pass@B 0 or 1; NaN where there is no sample or no verdict. Cells may
@@ -94,9 +95,8 @@ class Candidates:
 
     def on(self, problems: Sequence[int] | Int[NDArray[np.int64], " N"]) -> Self:
         """The same candidates on some of the problems."""
-        index = np.asarray(problems)
-        valuing_AP = None if self.valuing_AP is None else self.valuing_AP[:, index]
-        return type(self)(self.strategies, self.choosing_AP[:, index], valuing_AP)
+        valuing_AP = None if self.valuing_AP is None else np.take(self.valuing_AP, problems, axis=1)
+        return type(self)(self.strategies, np.take(self.choosing_AP, problems, axis=1), valuing_AP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +143,7 @@ def greedy_selection(candidates: Candidates, actions: int) -> Selection:
         ConfigError: fewer than one action or more than candidates; all estimates 0 or all 1.
     """
     _check_choice(candidates, actions)
-    problems = candidates.choosing_AP.shape[1]
-    weight_P = np.full(problems, 1 / problems)
-    return coverage(candidates, _greedy(_reachable(candidates), weight_P, _rank(candidates.strategies), actions))
+    return coverage(candidates, _greedy(_reachable(candidates), _rank(candidates.strategies), actions))
 
 
 def top_selection(candidates: Candidates, actions: int) -> Selection:
@@ -202,12 +200,17 @@ def selection_stability(
     rng = np.random.default_rng(derive_seed("selection", "bootstrap", seed))
     times_A = np.zeros(len(candidates.strategies))
     for _ in range(resamples):
-        weight_P = np.bincount(rng.integers(problems, size=problems), minlength=problems) / problems
-        times_A[_greedy(values_AP, weight_P, rank_A, actions)] += 1
+        drawn_P = rng.integers(problems, size=problems)
+        times_A[_greedy(np.take(values_AP, drawn_P, axis=1), rank_A, actions)] += 1
     return times_A / resamples
 
 
-def best_of_n(candidates: Candidates, actions: int, choose_on: Sequence[int], value_on: Sequence[int]) -> BestOfN:
+def best_of_n(
+    candidates: Candidates,
+    actions: int,
+    choose_on: Sequence[int] | Int[NDArray[np.int64], " N"],
+    value_on: Sequence[int] | Int[NDArray[np.int64], " N"],
+) -> BestOfN:
     """Best-of-N over the number of actions, greedy beside top-K, as in Figure 6 but valued on other problems.
 
     Cross-fitted candidates are valued on the held-out half of the samples as well. Without that, the best strategy of
@@ -223,7 +226,7 @@ def best_of_n(candidates: Candidates, actions: int, choose_on: Sequence[int], va
         ConfigError: as in :func:`greedy_selection`; an empty set of problems, one with an index that does not exist or
             is listed twice, or two sets that overlap.
     """
-    _check_problems(candidates.choosing_AP.shape[1], choose_on, value_on)
+    _check_problems(candidates.choosing_AP.shape[1], np.asarray(choose_on), np.asarray(value_on))
     seen, other = candidates.on(choose_on), candidates.on(value_on)
     value = _covered if candidates.valuing_AP is None else _held_out
     greedy_NP = value(other, greedy_selection(seen, actions).chosen)
@@ -237,15 +240,14 @@ def best_of_n(candidates: Candidates, actions: int, choose_on: Sequence[int], va
     )
 
 
-def _greedy(
-    values_AP: NDArray[np.float64], weight_P: NDArray[np.float64], rank_A: NDArray[np.int64], actions: int
-) -> list[int]:
+def _greedy(values_AP: NDArray[np.float64], rank_A: NDArray[np.int64], actions: int) -> list[int]:
     """Greedy choice with lazy evaluation (Minoux, 1978, *Accelerated greedy algorithms*).
 
     Gains only shrink as the set grows, so a gain computed earlier bounds the gain of today: going down the bounds, the
-    search ends at the first one below the best gain found.
+    search ends at the first one below the best gain found. On simulated rewards of 180 strategies, ten choices still
+    computed 62 to 85 % of all gains: coverage rises so much at first that the early bounds are loose.
     """
-    gain_A = values_AP @ weight_P
+    gain_A = values_AP.mean(1)
     covered_P = np.zeros(values_AP.shape[1])
     chosen: list[int] = []
     for _ in range(actions):
@@ -253,7 +255,7 @@ def _greedy(
         for action in np.argsort(-gain_A):
             if gain_A[action] < best - _TIED:
                 break
-            gain_A[action] = np.maximum(values_AP[action] - covered_P, 0) @ weight_P
+            gain_A[action] = np.maximum(values_AP[action] - covered_P, 0).mean()
             best = max(best, gain_A[action])
         chosen.append(_best(gain_A, rank_A))
         gain_A[chosen[-1]] = -np.inf
@@ -367,22 +369,23 @@ def _check_choice(candidates: Candidates, actions: int) -> None:
         )
     if np.nanmax(candidates.choosing_AP) == 0:
         raise ConfigError(
-            "selection: no strategy ever solves a problem, so that none can be preferred; "
+            "selection: by these rewards no strategy ever solves a problem, so that none can be preferred; "
             "take easier problems, or a larger token budget"
         )
     if np.nanmin(candidates.choosing_AP) == 1:
         raise ConfigError(
-            "selection: every strategy always solves every problem, so that none can be preferred; take harder problems"
+            "selection: by these rewards every strategy always solves every problem, so that none can be preferred; "
+            "take harder problems"
         )
 
 
-def _check_problems(problems: int, choose_on: Sequence[int], value_on: Sequence[int]) -> None:
+def _check_problems(problems: int, choose_on: NDArray[np.int64], value_on: NDArray[np.int64]) -> None:
     """Both sets name problems that exist, each once, and none of the other set."""
-    for name, index in (("choose_on", choose_on), ("value_on", value_on)):
-        if not len(index) or min(index) < 0 or max(index) >= problems or len(set(index)) < len(index):
+    for name, index_N in (("choose_on", choose_on), ("value_on", value_on)):
+        if not index_N.size or not ((index_N >= 0) & (index_N < problems)).all() or len(set(index_N)) < len(index_N):
             raise ConfigError(f"best of N: {name} must name different problems, each from 0 to {problems - 1}")
-    shared = set(choose_on) & set(value_on)
-    if shared:
+    shared = np.intersect1d(choose_on, value_on)
+    if len(shared):
         raise ConfigError(
-            f"best of N: problem {min(shared)} is in choose_on and in value_on; value on problems that chose nothing"
+            f"best of N: problem {shared[0]} is in choose_on and in value_on; value on problems that chose nothing"
         )
