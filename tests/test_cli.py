@@ -23,7 +23,7 @@ TRAINING = [
     *("--budgets", "1", "2", "--steps", "3", "--prompts", "3", "--group", "4", "--filter-samples", "0"),
     *("--validation-samples", "1", "--width", "16"),
 ]
-SPLITS = ["--problems.train", "6", "--problems.validation", "6", "--problems.test", "6"]
+SPLITS = ["--problems.train", "8", "--problems.validation", "8", "--problems.test", "8"]
 TOKEN = [*TRAINING, *SPLITS, "--samples", "4"]
 CLOCKS = ("wall_seconds", "tokens_per_second")
 DEMO = [word.replace("--", "--token.") for word in TOKEN]
@@ -82,7 +82,7 @@ def test_help_lists_every_verb_and_every_field_has_a_description(capsys: pytest.
         (["generate", "x" * 5000, "--model", "fake"], "context"),
         (["generate", "hello", "--model", "fake", "--adapter", "nowhere/at/all"], "nowhere/at/all"),
         (["evaluate", "--model", "fake", "--adapter", "."], "adapter"),
-        (["demo", "--model", "fake", "--token.problems.test", "7"], "multiples of its 3 members"),
+        (["demo", "--model", "fake", "--token.problems.test", "7"], "multiples of its 4 members"),
         (["demo", "--token.task", "chess"], "unknown task 'chess'"),
         (["demo", "--token.group", "8"], "token: group must exceed the largest parallel budget, 8"),
         (["train", "token", "--objective", "best"], "'--objective'. Expected one of ('pass@1', 'pass@k')"),

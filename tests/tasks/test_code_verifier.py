@@ -70,7 +70,7 @@ SUMS = problem(tests=[{"input": "1 2\n", "output": "3\n"}, {"input": "4 5", "out
         ("print(3); raise SystemExit(1)", False, "test 1 of 2: exit code 1"),
         ("import os; os.abort()", False, "test 1 of 2: killed by signal 6"),
         ("print('\ud800')", False, "test 1 of 2: UnicodeEncodeError"),
-        ("while True: print(3)", False, "test 1 of 2: over output"),
+        ("while True: print('3' * 100_000)", False, "test 1 of 2: over output"),
     ],
 )
 def test_outputs(verifier: CodeVerifier, code: str, correct: bool, detail: str) -> None:
