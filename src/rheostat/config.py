@@ -193,7 +193,9 @@ class DemoConfig(RunConfig):
     token: TokenLevel = Field(
         TokenLevel(
             budgets=(1, 8),
-            problems=Splits(train=360, validation=48, test=92),
+            steps=24,
+            validate_every=12,
+            problems=Splits(train=240, validation=40, test=64),
         ),
         description="the token level",
     )
