@@ -302,7 +302,7 @@ def test_another_runs_checkpoint_and_a_filter_that_leaves_nothing(
     assert "filter_low must lie below filter_high, got 0.9 and 0.1" in capsys.readouterr().err
     assert run(*train_token(tmp_path, "--filter-samples", "1", "--filter-low", "0.5")) == 2
     *_, said = capsys.readouterr().err.strip().splitlines()
-    assert "none of 6 prompts has an initial pass rate between 0.5 and 1" in said
+    assert "none of 8 prompts has an initial pass rate between 0.5 and 1" in said
     assert not (tmp_path / "adapter").exists()
 
 
@@ -351,8 +351,8 @@ def test_token_adapters_are_evaluated_alone_and_together(
     most = 32  # the token budget of "steps"
     assert set(found[1]["lengths"]) == {*names, "greedy", "T=0.5", "T=1", "T=1.25"}
     assert all(len(counts) == most + 1 for counts in found[1]["lengths"].values())
-    # 6 problems × 16 samples, under each B that the policy sees: one sweep serves the blind one at every k
-    assert [sum(found[1]["lengths"][name]) for name in names] == [2 * 96, 96]
+    # 8 problems × 16 samples, under each B that the policy sees: one sweep serves the blind one at every k
+    assert [sum(found[1]["lengths"][name]) for name in names] == [2 * 128, 128]
 
 
 def test_adapters_of_two_levels_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
