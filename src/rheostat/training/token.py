@@ -270,7 +270,8 @@ class _Trainer:
         """Advantages over the running root mean square of their parallel budget.
 
         pass@B of a hard problem has advantages up to B, pass@1 below 1: unscaled, large budgets would drown small ones.
-        A policy that sees B answers for each by itself, so that a scale for each changes no optimum. The scale is that
+        A policy that sees B can answer for each by itself, so that a scale for each moves its optimum only through the
+        weight that β has beside it. The scale is that
         of earlier batches (of this one, where there are none), so that it does not depend on what it scales.
         """
         scaled_PG = torch.zeros_like(advantage_PG)
