@@ -196,6 +196,16 @@ def test_split_of_a_cell_is_a_uniformly_random_half() -> None:
         assert scipy.stats.chisquare(seen[possible], expected[possible]).pvalue > 1e-3
 
 
+def test_split_is_shared_by_strategies() -> None:
+    """Strategies with the same samples get the same estimates from both halves: none looks better by its split."""
+    rewards_PAS = random_rewards(np.random.default_rng(0), 40, 1, 9).repeat(3, axis=1)
+    rewards_PAS[::2, :, 3] = nan
+    candidates = Candidates.of(rewards_PAS, GRID[:3], 1)
+    assert candidates.valuing_AP is not None
+    for estimates_AP in (candidates.choosing_AP, candidates.valuing_AP):
+        np.testing.assert_array_equal(estimates_AP, estimates_AP[:1].repeat(3, axis=0))
+
+
 def test_split_is_the_seed_s() -> None:
     rewards_PAS = random_rewards(np.random.default_rng(0), 30, 5, 8)
     one, same, other = (Candidates.of(rewards_PAS, GRID[:5], 2, seed).choosing_AP for seed in (1, 1, 2))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch import Tensor
 
 from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenConfig
 from rheostat.baselines.uniform import UniformMixture
@@ -245,6 +246,28 @@ def test_streams_belong_to_the_request() -> None:
         replace(request, prompt=Prompt("q", "x")),
     ]  # fmt: skip
     assert len({request.stream, *(other.stream for other in others)}) == 5
+
+
+def test_strategies_equal_in_effect_are_sampled_once() -> None:
+    """A top-k that never binds changes nothing: the same tokens, and not one more row of the model."""
+    engine, prompt = FakeEngine(), Prompt("p", "equal")
+    plain = [Request(prompt, Strategy(0.7, top_p=0.9), sample, 0, 6) for sample in range(8)]
+    unbound = [replace(request, strategy=Strategy(0.7, top_k=10**6, top_p=0.9)) for request in plain]
+    bound = [replace(request, strategy=Strategy(0.7, top_k=1)) for request in plain]
+    rows: list[list[int]] = []
+
+    class CountRows:
+        def observe(self, state: StepState, decision: Decision, token_S: Tensor) -> None:
+            rows[-1].append(len(torch.unique(state.row_S)))
+
+    answers = []
+    for requests in (plain, plain + unbound, plain + bound):
+        rows.append([])
+        answers.append([completion.token_ids for completion in engine.generate(requests, observer=CountRows())])
+    assert answers[1] == answers[0] + answers[0]
+    assert rows[1] == rows[0]
+    assert answers[2][:8] == answers[0]
+    assert len(set(answers[2][8:])) == 1 < len(set(answers[0]))
 
 
 def test_budget_below_one_is_refused() -> None:

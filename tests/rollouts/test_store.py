@@ -111,7 +111,7 @@ def test_provenance_stands_in_the_metadata(tmp_path: Path) -> None:
         rows = store.query(f"SELECT key, value FROM parquet_kv_metadata('{tmp_path}/*.parquet')").fetchall()
     metadata = dict(rows)
     assert metadata[b"rheostat.engine"] == b'{"threads": 2}'
-    assert metadata[b"rheostat.rollouts.format"] == b"2"
+    assert metadata[b"rheostat.rollouts.format"] == b"3"
 
 
 def damage_tail(data: bytes) -> bytes:

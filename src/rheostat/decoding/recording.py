@@ -111,7 +111,7 @@ def _truncated(
     for first in range(0, len(logits_RV), _SORTED):
         logits_DV = logits_RV[first : first + _SORTED]
         sets = parameters[torch.zeros(len(logits_DV), dtype=torch.int64)]
-        for member_D, top_DK, index_DK, size_D in supports(logits_DV, sets, order):
+        for member_D, top_DK, index_DK, size_D in supports(logits_DV, torch.arange(len(logits_DV)), sets, order):
             inside_S = torch.isin(of_S, member_D + first)
             local_S = torch.searchsorted(member_D, of_S[inside_S] - first)
             kept_DK = torch.arange(top_DK.shape[1], device=top_DK.device) < size_D[:, None]

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters
 from rheostat.decoding.strategy import Order
-from rheostat.decoding.transforms import sort_descending, support_size
+from rheostat.decoding.transforms import sort_descending, support_size, uncut_nucleus
 
 _BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
 _CANDIDATES = 256  # largest logits looked at where top-p or min-p cuts
-_CHUNK = 64  # distributions held at once: 64 rows of 50,000 float32 are 13 MB
+_CHUNK = 64  # rows of the vocabulary held at once: 64 rows of 50,000 float32 are 13 MB
+_PAIRS = 1024  # pairs of a row and a truncating set held at once: 1,024 times 272 candidates in float64 are 2 MB
 
 
 def draw(
@@ -52,17 +53,22 @@ def draw(
         row_R, of_S = torch.unique(row_S[greedy_S], return_inverse=True)
         token_S[greedy_S] = logits_BV[row_R].argmax(-1)[of_S]
     for kind_D, draw_kind in ((~greedy_D & ~truncated_D, _draw_plain), (~greedy_D & truncated_D, _draw_truncated)):
-        if not kind_D.any():
-            continue
-        members_D = kind_D.nonzero().squeeze(1)
-        for chunk_D in torch.split(members_D, _CHUNK):
+        for chunk_D in _chunks(kind_D.nonzero().squeeze(1), row_D):
             # unique() sorts the pairs, so each chunk is a contiguous range among the pairs of its kind
             inside_S = kind_D[pair_S] & (pair_S >= chunk_D[0]) & (pair_S <= chunk_D[-1])
             local_S = torch.searchsorted(chunk_D, pair_S[inside_S])
             token_S[inside_S] = draw_kind(
-                logits_BV[row_D[chunk_D]], parameters[chunk_D], local_S, uniform_S[inside_S], order
+                logits_BV, row_D[chunk_D], parameters[chunk_D], local_S, uniform_S[inside_S], order
             )
     return token_S
+
+
+def _chunks(members_D: Int[Tensor, " N"], row_D: Int[Tensor, " D"]) -> Iterator[Int[Tensor, " C"]]:
+    """The members in parts of at most ``_CHUNK`` rows and ``_PAIRS`` pairs; those of a row follow each other."""
+    if len(members_D):
+        part_N = torch.unique_consecutive(row_D[members_D], return_inverse=True)[1] // _CHUNK
+        for part in torch.split(members_D, torch.bincount(part_N).tolist()):
+            yield from torch.split(part, _PAIRS)
 
 
 def _first_above(cdf_SK: Float[Tensor, "S K"], target_S: Float[Tensor, " S"], weight_SK: Tensor) -> Tensor:
@@ -72,13 +78,25 @@ def _first_above(cdf_SK: Float[Tensor, "S K"], target_S: Float[Tensor, " S"], we
 
 
 def _draw_plain(
-    logits_DV: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
+    logits_BV: Tensor, row_D: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
 ) -> Tensor:
     """Temperature only: find the block by its sum, then the token inside the block."""
     del order  # nothing to order
+    token_S = torch.empty_like(pair_S)
+    for first in range(0, len(row_D), _CHUNK):  # a row may have more temperatures than one
+        inside_S = (pair_S >= first) & (pair_S < first + _CHUNK)
+        part = slice(first, first + _CHUNK)
+        temperature_D = parameters.temperature_K[part]
+        token_S[inside_S] = _draw_at(
+            logits_BV[row_D[part]], temperature_D, pair_S[inside_S] - first, uniform_S[inside_S]
+        )
+    return token_S
+
+
+def _draw_at(logits_DV: Tensor, temperature_D: Tensor, pair_S: Tensor, uniform_S: Tensor) -> Tensor:
     # The maximum goes first and T stays a float32 above zero, so that the smallest T cannot give inf - inf or 0 / 0.
     logits_DV = logits_DV.float()
-    temperature_D = parameters.temperature_K.float().clamp(min=torch.finfo(torch.float32).tiny)
+    temperature_D = temperature_D.float().clamp(min=torch.finfo(torch.float32).tiny)
     weight_DV = ((logits_DV - logits_DV.amax(-1, keepdim=True)) / temperature_D[:, None]).exp()
     weight_DV = torch.nn.functional.pad(weight_DV, (0, -weight_DV.shape[1] % _BLOCK))
     weight_DNK = weight_DV.view(len(weight_DV), -1, _BLOCK)
@@ -92,39 +110,57 @@ def _draw_plain(
 
 
 def supports(
-    logits_DV: Tensor, parameters: SamplingParameters, order: Order
+    logits_BV: Tensor, row_D: Tensor, parameters: SamplingParameters, order: Order
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """What truncating sets keep of D distributions, without sorting the vocabulary where that can be avoided.
+    """What D truncating sets keep of the rows ``row_D``, without sorting the vocabulary where that can be avoided.
 
-    Yields groups whose members together are all D: the members' positions (ascending), their largest logits in
-    descending order (float64), the tokens these belong to, and how many of them the set keeps.
+    Yields groups whose members together are all D: the members' positions (ascending), their row's largest logits in
+    descending order (float64), the tokens these belong to, and how many of them the set keeps. What sets of one row
+    share is computed once.
     """
-    vocabulary = logits_DV.shape[1]
+    row_R, of_D = torch.unique(row_D, return_inverse=True)
+    logits_RV = logits_BV[row_R]
+    vocabulary = logits_BV.shape[1]
     # A set with top-k needs little more than k candidates, whatever else cuts.
     most_k = int(parameters.top_k_K.max()) if bool((parameters.top_k_K > 0).all()) else _CANDIDATES
     needed = min(vocabulary, most_k + 16)
-    top_DK, index_DK = logits_DV.topk(needed, dim=-1)
+    index_RK = logits_RV.topk(needed, dim=-1).indices
     # Ties in the order of `sort_descending`: sort by index, then stably by value.
-    index_DK = index_DK.sort(dim=-1).values
-    top_DK, position_DK = sort_descending(logits_DV.gather(1, index_DK).double())
-    index_DK = index_DK.gather(1, position_DK)
-    log_total_D = (logits_DV.double() / parameters.temperature_K[:, None]).logsumexp(-1)
-    size_D, known_D = support_size(top_DK, log_total_D, parameters, order, complete=needed == vocabulary)
+    index_RK = index_RK.sort(dim=-1).values
+    top_RK, position_RK = sort_descending(logits_RV.gather(1, index_RK).double())
+    index_RK = index_RK.gather(1, position_RK)
+    top_DK = top_RK[of_D]
+    complete = needed == vocabulary
+    wanted_D = parameters.top_p_K < 1 if complete else uncut_nucleus(parameters, order)
+    log_total_D = _log_totals(logits_RV, of_D, parameters.temperature_K, wanted_D)
+    size_D, known_D = support_size(top_DK, log_total_D, parameters, order, complete=complete)
     settled_D, open_D = known_D.nonzero().squeeze(1), (~known_D).nonzero().squeeze(1)
     if len(settled_D):
-        yield settled_D, top_DK[settled_D], index_DK[settled_D], size_D[settled_D]
-    if len(open_D):
-        top_DV, index_DV = sort_descending(logits_DV[open_D].double())
-        size_D, _ = support_size(top_DV, log_total_D[open_D], parameters[open_D], order, complete=True)
-        yield open_D, top_DV, index_DV, size_D
+        yield settled_D, top_DK[settled_D], index_RK[of_D[settled_D]], size_D[settled_D]
+    for part_D in torch.split(open_D, _CHUNK) if len(open_D) else ():
+        top_DV, index_DV = sort_descending(logits_RV[of_D[part_D]].double())
+        temperature_D = parameters.temperature_K[part_D]
+        log_total_D = (top_DV / temperature_D[:, None]).logsumexp(-1)
+        size_D, _ = support_size(top_DV, log_total_D, parameters[part_D], order, complete=True)
+        yield part_D, top_DV, index_DV, size_D
+
+
+def _log_totals(logits_RV: Tensor, of_D: Tensor, temperature_D: Tensor, wanted_D: Tensor) -> Tensor:
+    """log Σ exp(logit / T) of the pairs that are wanted, once for each row and temperature; ∞ for the others."""
+    result_D = torch.full_like(temperature_D, torch.inf)
+    for temperature in torch.unique(temperature_D[wanted_D]):
+        own_D = wanted_D & (temperature_D == temperature)
+        row_N, of_N = torch.unique(of_D[own_D], return_inverse=True)
+        result_D[own_D] = (logits_RV[row_N].double() / temperature).logsumexp(-1)[of_N]
+    return result_D
 
 
 def _draw_truncated(
-    logits_DV: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
+    logits_BV: Tensor, row_D: Tensor, parameters: SamplingParameters, pair_S: Tensor, uniform_S: Tensor, order: Order
 ) -> Tensor:
     """Settle the support from the largest logits, then draw among these."""
     token_S = torch.empty_like(pair_S)
-    for member_D, top_DK, index_DK, size_D in supports(logits_DV, parameters, order):
+    for member_D, top_DK, index_DK, size_D in supports(logits_BV, row_D, parameters, order):
         inside_S = torch.isin(pair_S, member_D)
         local_S = torch.searchsorted(member_D, pair_S[inside_S])
         token_S[inside_S] = _draw_among(top_DK, index_DK, size_D, parameters[member_D], local_S, uniform_S[inside_S])

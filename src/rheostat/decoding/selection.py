@@ -51,8 +51,9 @@ class Candidates:
         """Estimate what each strategy is worth on each problem.
 
         Without ``budget`` that is the mean reward r(x, s), the paper's objective (equation 3). With a parallel budget B
-        it is the unbiased pass@B, cross-fitted: the samples of each cell (problem, strategy) are split at random into
-        two halves, one to choose by, the other to value what was chosen.
+        it is the unbiased pass@B, cross-fitted: the samples of each problem are split at random into two halves, the
+        same ones for every strategy, because sample i of two strategies may be drawn with the same uniforms; one half
+        to choose by, the other to value what was chosen.
 
         Cross-fitting is needed because a maximum over noisy estimates is biased upward: E[max_s X_s] ≥ max_s E[X_s],
         and strictly so even where all strategies are equally good, by more the more there are; among 180 of them the
@@ -82,11 +83,9 @@ class Candidates:
         total_AP = np.where(known_PAS, rewards_PAS, 0).sum(2, dtype=np.float64).T
         if budget is None:
             return cls(strategies, _where(enough_AP, total_AP[enough_AP] / samples_AP[enough_AP]), None)
-        # how many right samples a random half holds is hypergeometric: no sample needs to be moved
+        seen_AP = _right_in_first_half(rewards_PAS, known_PAS, derive_seed("selection", "split", seed))
         samples_N, right_N = samples_AP[enough_AP], total_AP[enough_AP].astype(np.int64)
-        half_N = samples_N // 2
-        rng = np.random.default_rng(derive_seed("selection", "split", seed))
-        seen_N = rng.hypergeometric(right_N, samples_N - right_N, half_N)
+        half_N, seen_N = samples_N // 2, seen_AP[enough_AP]
         return cls(
             strategies,
             _where(enough_AP, pass_at_k(seen_N, half_N, budget)),
@@ -306,6 +305,21 @@ def _where(enough_AP: NDArray[np.bool_], values_N: NDArray[np.float64]) -> NDArr
     values_AP = np.full(enough_AP.shape, np.nan)
     values_AP[enough_AP] = values_N
     return values_AP
+
+
+def _right_in_first_half(
+    rewards_PAS: NDArray[np.floating], known_PAS: NDArray[np.bool_], seed: int
+) -> Int[NDArray[np.int64], "A P"]:
+    """How many right samples lie in the first half of each cell's known ones, in an order of the samples drawn anew for
+    each problem and shared by all strategies."""
+    problems, _, samples = rewards_PAS.shape
+    order_PS = np.random.default_rng(seed).random((problems, samples)).argsort(1)
+    known_PAS = np.take_along_axis(known_PAS, order_PS[:, None], axis=2)
+    right_PAS = known_PAS & (np.take_along_axis(rewards_PAS, order_PS[:, None], axis=2) == 1)
+    place_PAS = known_PAS.cumsum(2, dtype=np.int16)
+    first_PAS = place_PAS <= place_PAS[:, :, -1:] // 2
+    seen_AP: NDArray[np.int64] = (right_PAS & first_PAS).sum(2).T
+    return seen_AP
 
 
 def _samples_needed(budget: int | None) -> int:

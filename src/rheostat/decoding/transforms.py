@@ -22,6 +22,14 @@ def sort_descending(
     return values_BV.flip(-1), indices_BV.flip(-1)
 
 
+def uncut_nucleus(parameters: SamplingParameters, order: Order) -> Bool[Tensor, " B"]:
+    """Which sets apply top-p to the whole vocabulary, because nothing cuts before it."""
+    uncut_B = parameters.top_k_K == 0
+    if order == Order.VLLM:
+        uncut_B = uncut_B & (parameters.min_p_K == 0)
+    return uncut_B & (parameters.top_p_K < 1)
+
+
 def support_size(
     top_BK: Float[Tensor, "B K"],
     log_total_B: Float[Tensor, " B"],
@@ -33,7 +41,8 @@ def support_size(
 
     Args:
         top_BK: the K largest logits of each row, descending, untempered, in float64.
-        log_total_B: log Σ exp(logit / T) over the whole vocabulary.
+        log_total_B: log Σ exp(logit / T) over the whole vocabulary; needed where top-p cuts, and of incomplete
+            candidates only where nothing cuts before it (:func:`uncut_nucleus`); ∞ elsewhere.
         parameters: one set per row, with temperatures above 0.
         order: in which order the truncations apply.
         complete: whether the K candidates are the whole vocabulary.
@@ -64,11 +73,9 @@ def support_size(
         return size_B, torch.ones_like(truncated_B)
     # Tokens that tie with the last candidate may be missing, so the last one kept must lie above it; and the
     # mass that top-p divides by is known when the cut before it lies inside, or when there is no such cut.
-    no_cut_B = parameters.top_k_K == 0
-    if order == Order.VLLM:
-        no_cut_B = no_cut_B & (parameters.min_p_K == 0)
+    uncut_B = uncut_nucleus(parameters, order)
     last_kept_B = top_BK.gather(1, (size_B - 1)[:, None]).squeeze(1)
-    known_B = (last_kept_B > top_BK[:, -1]) & (truncated_B | no_cut_B | (parameters.top_p_K == 1))
+    known_B = (last_kept_B > top_BK[:, -1]) & (truncated_B | uncut_B | (parameters.top_p_K == 1))
     return size_B, known_B
 
 

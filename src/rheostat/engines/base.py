@@ -50,9 +50,15 @@ class Request:
 
     @property
     def stream(self) -> int:
-        """The random stream that belongs to this request, wherever and with whomever it is served."""
-        who = f"policy B={self.parallel_budget}" if self.strategy is None else str(self.strategy)
-        return derive_seed(self.seed, self.prompt.problem_id, self.sample, who)
+        """The random stream that belongs to this request, wherever and with whomever it is served.
+
+        Strategies of one temperature share it: where their truncations keep the same tokens they are equal in effect,
+        draw the same tokens, and a sweep runs the model once for all of them. Each one's completions have the
+        distribution that is its own.
+        """
+        if self.strategy is None:
+            return derive_seed(self.seed, self.prompt.problem_id, self.sample, f"policy B={self.parallel_budget}")
+        return derive_seed(self.seed, self.prompt.problem_id, self.sample, f"T={self.strategy.temperature}")
 
 
 @dataclass(frozen=True, slots=True)

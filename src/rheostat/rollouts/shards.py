@@ -14,7 +14,7 @@ from rheostat.errors import StoreError
 from rheostat.files import disk_error
 from rheostat.types import FinishReason
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Stands in every shard's Parquet metadata; a store of another version is refused."""
 
 _FORMAT_KEY = b"rheostat.rollouts.format"
