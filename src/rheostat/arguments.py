@@ -42,7 +42,7 @@ class TrainToken(TokenRunConfig):
 
 
 class Evaluate(RunConfig):
-    """Judge adapters against every static strategy on the test split; the action space is the adapters' own."""
+    """Judge adapters against each other and every static strategy of theirs on the test split."""
 
     task: str | None = Field(None, description="by default the one that the first adapter was trained on")  # type: ignore[assignment]
     commit: bool | None = Field(  # type: ignore[assignment]
@@ -61,7 +61,7 @@ class Evaluate(RunConfig):
 class Select(SelectConfig):
     """Choose a compact action space for a model and a task from a sweep over candidate strategies."""
 
-    out: Path = Field(Path("runs/select"), description="folder for rollouts, action_space.toml and results.json")
+    out: Path = Field(Path("runs/select"), description="folder for rollouts, action space, results and report")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 

@@ -80,7 +80,7 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
 
     if arguments.policy:
         return _evaluate_policies(arguments, console)
-    engine = open_engine(arguments.model)
+    engine = open_engine(arguments.model, arguments.engine)
     loaded = {name: load_adapter(name, base=base_of(engine.info)) for name in arguments.adapter}
     fields = arguments.model_dump(include=set(RunConfig.model_fields) - {"task", "commit"})
     trained_on = [str(item.training["task"]) for item in loaded.values() if "task" in item.training]
@@ -88,13 +88,16 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
     sequences: dict[str, SequenceAdapter] = {}
     tokens: dict[str, TokenAdapter] = {}
     first = next(iter(loaded.values()), None)
+    if first is not None:
+        measured = (str(strategy) for item in loaded.values() for strategy in item.adapter.space)
+        fields |= {"strategies": tuple(dict.fromkeys(measured)), "order": first.adapter.space.order}
     for name, item in loaded.items():
         assert first is not None
-        if (type(item.adapter), item.adapter.space) != (type(first.adapter), first.adapter.space):
+        if (type(item.adapter), item.adapter.space.order) != (type(first.adapter), first.adapter.space.order):
             raise AdapterError(
-                f"{name}: it is of another level, or has other strategies than {next(iter(loaded))}; evaluate it alone"
+                f"{name}: it is of another level, or has another order of transforms, than {next(iter(loaded))}; "
+                "evaluate it alone"
             )
-        fields |= {"strategies": tuple(map(str, item.adapter.space)), "order": item.adapter.space.order}
         if isinstance(item.adapter, TokenAdapter):
             tokens[name] = item.adapter
         else:
@@ -124,7 +127,7 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
     return results
 
 
-_SHARED = ("model", "strategies", "order", "problems", "test_from", "seed")  # of both levels' configurations
+_SHARED = ("model", "engine", "strategies", "order", "problems", "test_from", "seed")  # of both levels' configurations
 
 
 def _evaluate_policies(arguments: Evaluate, console: Console) -> object:
@@ -191,12 +194,15 @@ def _generate(arguments: Generate, console: Console) -> object:
 
 
 def _select(arguments: Select, console: Console) -> object:
+    from rheostat.reports.page import sentence
     from rheostat.reports.terminal import selection_table
     from rheostat.verbs.select import select
 
     results = select(_part(SelectConfig, arguments), arguments.out, console)
     console.rich.print(selection_table(results))
-    console.say(f"{arguments.out / 'action_space.toml'}: give it to 'rheostat train' as --strategies")
+    console.say(sentence(results))
+    console.say(f"{arguments.out / 'results.json'}, {arguments.out / 'report.html'}")
+    console.say(f"{arguments.out / 'action_space.toml'}: give it to 'rheostat train sequence' as --strategies")
     return results
 
 

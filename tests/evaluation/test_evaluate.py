@@ -178,18 +178,36 @@ def test_without_adapters_only_static_strategies_are_compared() -> None:
     assert {row.policy for row in got.rows} == {"BEST", "best single strategy", "MIXED", COLD, WARM}
 
 
+def test_adapters_of_several_spaces_are_compared_among_all_that_was_measured() -> None:
+    """A reversed space changes nothing; one with a single strategy is that strategy."""
+    reversed_policy = Lookup({k: [row[::-1] for row in rows] for k, rows in policy().pi.items()})
+    reversed_policy.space = ActionSpace((Strategy(1.0), Strategy(0.5)))
+    warm = Lookup({k: [[1.0], [1.0]] for k in BUDGETS})
+    warm.space = ActionSpace((Strategy(1.0),))
+    adapters = {"adapter": policy(), "reversed": reversed_policy, "warm": warm}
+    got = compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), adapters, EMBEDDING_PH, BUDGETS, False)
+    value = {(row.policy, row.k): row.estimate for row in got.rows}
+    for k in (*BUDGETS, "mean"):
+        assert value["reversed", k] == value["adapter", k]
+        assert value["warm", k] == value[WARM, k] != value["adapter", k]
+    against = {(d.policy, d.baseline, d.k): d.estimate for d in got.differences}
+    assert against["warm", "adapter", "mean"] == pytest.approx(
+        value["warm", "mean"] - value["adapter", "mean"], abs=1e-6
+    )
+    assert ("adapter", "adapter", "mean") not in against
+
+
 @pytest.mark.parametrize(
     "space",
     [
         ActionSpace((Strategy(0.5), Strategy(1.25))),
-        ActionSpace((Strategy(1.0), Strategy(0.5))),
         ActionSpace((Strategy(0.5), Strategy(1.0)), Order.TRANSFORMERS),
     ],
 )
 def test_an_adapter_with_another_space_is_refused(space: ActionSpace) -> None:
     stranger = policy()
     stranger.space = space
-    with pytest.raises(ConfigError, match="stranger: it chooses from other strategies"):
+    with pytest.raises(ConfigError, match="stranger: it has"):
         compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"stranger": stranger}, EMBEDDING_PH, BUDGETS, True)
 
 
@@ -237,9 +255,10 @@ def test_token_rows_by_hand() -> None:
 
 
 def test_token_differences_are_paired_by_problem() -> None:
-    kinds = {"best single strategy": "best", "BEST": "best", "MIXED": "mixed"}
+    kinds = {"best single strategy": "best", "BEST": "best", "MIXED": "mixed", "aware": "adapter"}
     differences = {(d.policy, d.baseline, d.k): d for d in token_compared().differences}
-    assert set(differences) == {(n, b, k) for n in ("aware", "blind") for b in kinds for k in (1, 2, "mean")}
+    pairs = {(n, b) for n in ("aware", "blind") for b in kinds if n != b}  # the second adapter also against the first
+    assert set(differences) == {(*pair, k) for pair in pairs for k in (1, 2, "mean")}
     for (name, baseline, k), difference in differences.items():
         interval = paired_difference(TOKEN[name, "adapter"][k], TOKEN[baseline, kinds[baseline]][k])
         assert numbers(difference) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rheostat.decoding.policy import SequencePolicy
+from rheostat.decoding.strategy import ActionSpace
 from rheostat.errors import ConfigError
 from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.statistics import mean_interval, paired_difference
@@ -92,20 +93,20 @@ def compare(
         commit: adapters take their most probable action, instead of drawing one.
 
     Raises:
-        ConfigError: an adapter chooses from other strategies than were swept.
+        ConfigError: an adapter chooses from strategies that were not swept.
     """
     space = test.space
     static = {k: test.pass_at(k) for k in budgets}
     values: dict[str, Values] = {}
     choices: list[dict[str, object]] = []
     for name, policy in adapters.items():
-        if policy.space != space:
-            raise ConfigError(f"{name}: it chooses from other strategies than were measured; evaluate it on its own")
+        own_A = _positions(name, policy.space, space)
         own: Values = {}
         for k in budgets:
             pi_PA = policy.probabilities(embedding_PH, torch.full((len(test.problems),), k)).double().numpy()
             if commit:
-                pi_PA = np.eye(len(space))[pi_PA.argmax(1)]
+                pi_PA = np.eye(len(own_A))[pi_PA.argmax(1)]
+            pi_PA = pi_PA @ np.eye(len(space))[own_A]  # over all that were measured
             own[k] = (pi_PA * static[k]).sum(1)
             if name == next(iter(adapters)):
                 choices += [
@@ -143,6 +144,15 @@ def compare_token(
     samples = {name: min(sweep.rewards_PS.shape[1] for sweep in sweeps.values()) for name, sweeps in adapters.items()}
     styles = {"cot": cot_P, "direct": ~cot_P} if cot_P.any() and not cot_P.all() else {}
     return _compare(validation, test, values, samples, {k: mixed.pass_at(k) for k in budgets}, budgets, [], styles)
+
+
+def _positions(name: str, own: ActionSpace, measured: ActionSpace) -> list[int]:
+    """Where an adapter's strategies stand among those that were measured."""
+    unknown = [strategy for strategy in own if strategy not in measured.strategies]
+    if unknown or own.order != measured.order:
+        what = f"strategies that were not measured, like {unknown[0]}" if unknown else f"the order {own.order}"
+        raise ConfigError(f"{name}: it has {what}; measure them as well, or evaluate it on its own")
+    return [measured.strategies.index(strategy) for strategy in own]
 
 
 def _members(sweep: Sweep) -> dict[str, NDArray[np.bool_]]:
@@ -193,10 +203,16 @@ def _compare(
         return found
 
     ks: list[int | str] = [*budgets, "mean"]
+    first = next(iter(adapters), "")
     differences = [
         Difference(name, baseline, choice_of(baseline, k), k, *_numbers(interval), interval.n)
         for name in adapters
-        for baseline, kind in (("best single strategy", "best"), ("BEST", "best"), ("MIXED", "mixed"))
+        for baseline, kind in (
+            ("best single strategy", "best"),
+            ("BEST", "best"),
+            ("MIXED", "mixed"),
+            *([(first, "adapter")] if name != first else []),
+        )
         for k in ks
         for interval in [paired_difference(values[name, "adapter"][k], values[baseline, kind][k])]
     ]
