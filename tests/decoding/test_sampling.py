@@ -14,7 +14,14 @@ from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import support_size, transform
 from rheostat.seeding import Purpose, derive_seed, uniforms
 
-ALL = (*candidate_grid(), Strategy(0))
+SIGMAS = (
+    Strategy(1.5, top_n_sigma=0.5),
+    Strategy(3.0, top_n_sigma=2.1),
+    Strategy(0.75, 10, 0.9, top_n_sigma=1.0),
+    Strategy(1.25, None, 0.9, 0.1, top_n_sigma=2.1),
+    Strategy(1.0, 5, top_n_sigma=100.0),
+)
+ALL = (*candidate_grid(), Strategy(0), *SIGMAS)
 BOUNDARY = 1e-5  # decision 3: nearer to a CDF boundary than this, rounding may decide
 BELOW_ONE = 1 - 2.0**-53
 SPREADS = {"flat": 0.01, "mild": 1.0, "usual": 3.0, "peaked": 12.0}
@@ -121,7 +128,11 @@ def test_impossible_tokens_are_never_drawn(order: Order) -> None:
 
 
 @pytest.mark.parametrize("order", Order)
-def test_top_k_beyond_the_candidates(order: Order, fallbacks: Fallbacks) -> None:
+@pytest.mark.parametrize("most", [4096, 280])
+def test_top_k_beyond_the_candidates(
+    order: Order, most: int, fallbacks: Fallbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_MOST_CANDIDATES", most)
     logits_BV = some_logits(900, 1.0, 8, rounded=True)[None]
     strategies = [
         Strategy(1.0, k, p, m)
@@ -201,7 +212,15 @@ def test_draws_do_not_depend_on_neighbours(order: Order, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy", [Strategy(1.25), Strategy(1.0, 5), Strategy(0.75, None, 0.9), Strategy(1.25, 50, 0.95, 0.1)], ids=str
+    "strategy",
+    [
+        Strategy(1.25),
+        Strategy(1.0, 5),
+        Strategy(0.75, None, 0.9),
+        Strategy(1.25, 50, 0.95, 0.1),
+        Strategy(2, top_n_sigma=2),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("order", Order)
 def test_frequencies(strategy: Strategy, order: Order) -> None:

@@ -1,11 +1,12 @@
 """The paper's tables, written out by hand."""
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
-from rheostat.decoding.spaces import GREEDY, NAMED_SPACES, candidate_grid, strategies_named
-from rheostat.decoding.strategy import Order
+from rheostat.decoding.spaces import GREEDY, NAMED_SPACES, candidate_grid, read_space, strategies_named
+from rheostat.decoding.strategy import Order, Strategy
 from rheostat.errors import ConfigError
 
 OFF = None
@@ -60,6 +61,13 @@ def test_candidate_grid_is_table_10() -> None:
     assert {s.top_p for s in grid} == {0.9, 0.95, None}
     assert {s.min_p for s in grid} == {0.1, 0.2, None}
     assert strategies_named(("grid",)) == grid
+
+
+def test_a_file_may_cross_every_truncation(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text("[grid]\ntemperature = [1, 2.0]\ntop_k = [5, 0]\nmin_p = [0.1]\ntop_n_sigma = [0, 1.5]\n")
+    expected = [Strategy(t, k, None, 0.1, s) for t in (1, 2) for k in (5, None) for s in (None, 1.5)]
+    assert list(read_space(path)) == expected
 
 
 def test_table_entries_come_from_the_grid_or_are_greedy() -> None:

@@ -17,6 +17,7 @@ ANY_STRATEGY = st.builds(
     top_k=st.none() | st.integers(1, 10**9),
     top_p=st.none() | st.floats(0, 1, exclude_min=True),
     min_p=st.none() | st.floats(0, 1),
+    top_n_sigma=st.none() | st.floats(0, 1e6, exclude_min=True),
 )
 
 
@@ -28,6 +29,8 @@ ANY_STRATEGY = st.builds(
         (Strategy(0.75, 10, 0.95, 0.1), "T=0.75,k=10,p=0.95,m=0.1"),
         (Strategy(1.25, None, 0.9), "T=1.25,p=0.9"),
         (Strategy(0.1234567), "T=0.1234567"),
+        (Strategy(1.5, top_n_sigma=1), "T=1.5,s=1"),
+        (Strategy(0.75, 10, 0.95, 0.1, 1.5), "T=0.75,k=10,p=0.95,m=0.1,s=1.5"),
     ],
 )
 def test_text(strategy: Strategy, text: str) -> None:
@@ -47,6 +50,12 @@ def test_different_strategies_have_different_texts(left: Strategy, right: Strate
     assert (str(left) == str(right)) == (left == right)
 
 
+def test_a_dict_without_top_n_sigma_is_as_it_was_before_there_was_one() -> None:
+    """Keys of stored rollouts and adapters' files hold these."""
+    assert Strategy(1, 5).to_dict() == {"temperature": 1.0, "top_k": 5, "top_p": None, "min_p": None}
+    assert Strategy(1, top_n_sigma=2).to_dict()["top_n_sigma"] == 2
+
+
 def test_neighbouring_temperatures_have_different_texts() -> None:
     assert str(Strategy(0.75)) != str(Strategy(math.nextafter(0.75, 1)))
 
@@ -56,10 +65,11 @@ def test_long_names_and_blanks_are_read() -> None:
     assert Strategy.parse(" greedy ") == Strategy(0)
     assert Strategy.parse("T=0") == Strategy(0)
     assert Strategy.parse("k=4") == Strategy(1.0, 4)
+    assert Strategy.parse("T=2,top_n_sigma=1.5") == Strategy(2, top_n_sigma=1.5)
 
 
 def test_greedy_drops_the_truncations() -> None:
-    greedy = Strategy(0, 5, 0.9, 0.1)
+    greedy = Strategy(0, 5, 0.9, 0.1, 1.0)
     assert greedy == Strategy(temperature=0.0)
     assert hash(greedy) == hash(Strategy(0))
     assert greedy.is_greedy
@@ -72,7 +82,7 @@ def test_what_is_off_is_none() -> None:
     assert not Strategy(1, None, 1, 0).is_truncated
     assert Strategy(1, 5.0) == Strategy(1, 5)  # type: ignore[arg-type]
     assert isinstance(Strategy(1, 5.0).top_k, int)  # type: ignore[arg-type]
-    for strategy in (Strategy(1, 5), Strategy(1, None, 0.9), Strategy(1, None, None, 0.1)):
+    for strategy in (Strategy(1, 5), Strategy(1, None, 0.9), Strategy(1, None, None, 0.1), Strategy(1, top_n_sigma=9)):
         assert strategy.is_truncated
         assert not strategy.is_greedy
 
@@ -84,6 +94,7 @@ def test_what_is_off_is_none() -> None:
         *[("top_k", v) for v in (0, -1, 2.5, math.nan, math.inf, "5", False)],
         *[("top_p", v) for v in (0, -0.1, 1.0001, math.nan, math.inf, "0.9", True)],
         *[("min_p", v) for v in (-0.1, 1.1, math.nan, math.inf, "0.1", False)],
+        *[("top_n_sigma", v) for v in (0, -1, math.nan, math.inf, "1", True)],
     ],
 )
 def test_a_bad_field_is_named(field: str, value: object) -> None:

@@ -1,5 +1,8 @@
 """T_a against transformers' own warpers, against plain numpy from vLLM's documented semantics, and its laws."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ from transformers import (
 from rheostat.decoding.policy import SamplingParameters
 from rheostat.decoding.spaces import candidate_grid
 from rheostat.decoding.strategy import Order, Strategy
-from rheostat.decoding.transforms import sort_descending, transform
+from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, transform
 
 GRID = candidate_grid()
 SIZES = (2, 5, 17, 64, 300)
@@ -105,6 +108,64 @@ def test_order_vllm_is_the_documented_one(size: int, rounded: bool) -> None:
     assert ties > 0 or not rounded or size < 64
 
 
+def cut_by_sigma(logits_V: Tensor, sigmas: float) -> Tensor:
+    """Top-nσ by itself, token by token; what it drops is impossible for all that follows."""
+    values = logits_V.tolist()
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    kept = [v if v >= max(values) - sigmas * deviation else -math.inf for v in values]
+    return torch.tensor(kept, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sigmas", [0.3, 1.0, 2.1, 50.0])
+@pytest.mark.parametrize("size", SIZES)
+def test_top_n_sigma_cuts_before_the_others_in_both_orders(size: int, sigmas: float) -> None:
+    grid = [replace(strategy, top_n_sigma=sigmas) for strategy in (*GRID, Strategy(1.3))]
+    compared, sizes = 0, set()
+    for seed in range(2):
+        for order in Order:
+            # transformers sorts for top-p unstably: without ties for it
+            logits_V = random_logits(size, 20 + seed, (0.5, 3.0)[seed], rounded=order == Order.VLLM)
+            cut_V = cut_by_sigma(logits_V, sigmas)
+            sizes.add(int(cut_V.isfinite().sum()))
+            got_AV = transform(logits_V.expand(len(grid), -1), SamplingParameters.of(grid), order)
+            for got_V, strategy in zip(got_AV, grid, strict=True):
+                if order == Order.TRANSFORMERS:
+                    expected_V, margin = by_transformers(cut_V, strategy).numpy(), math.inf
+                else:
+                    expected_V, margin = by_vllm(cut_V.numpy(), strategy)
+                if margin > 1e-9:
+                    np.testing.assert_allclose(got_V, expected_V, rtol=0, atol=1e-12, err_msg=f"{strategy}, {order}")
+                    compared += 1
+    assert compared > 0.99 * 4 * len(grid)
+    assert size < 17 or (sizes == {size}) == (sigmas == 50)
+
+
+def test_top_n_sigma_by_hand() -> None:
+    """Logits 5, 3, 3, 1: mean 3, σ = √2. So σ/√2 of them reach 1 below the peak, 2σ/√2 reach 2, and 2√2 σ all of it."""
+    logits_V = np.array([1.0, 5.0, 3.0, 3.0])
+    for order in Order:
+        for sigmas, kept in ((0.5, [1]), (1.4, [1]), (1.42, [1, 2, 3]), (2.8, [1, 2, 3]), (2.9, [0, 1, 2, 3])):
+            for temperature in (0.1, 1.0, 10.0):  # of untempered logits: the temperature does not matter
+                probability_V = one(logits_V, Strategy(temperature, top_n_sigma=sigmas), order)
+                assert np.flatnonzero(probability_V).tolist() == kept
+        np.testing.assert_allclose(
+            one(logits_V, Strategy(2.0, top_n_sigma=1.42), order), softmax(np.array([-np.inf, 2.5, 1.5, 1.5]))
+        )
+
+
+def test_impossible_tokens_have_no_part_in_sigma() -> None:
+    logits_V = np.array([1.0, -np.inf, 5.0, 3.0, -np.inf, 3.0])
+    for order in Order:
+        assert (one(logits_V, Strategy(1, top_n_sigma=1.42), order) > 0).tolist() == [0, 0, 1, 1, 0, 1]
+
+
+def test_without_top_n_sigma_nothing_is_computed() -> None:
+    parameters = SamplingParameters.of(GRID)
+    assert parameters.top_n_sigma_K is None
+    assert sigma_as_top_k(torch.empty(0), torch.empty(0, dtype=torch.int64), parameters) is parameters
+
+
 def test_ties_at_the_edge_of_each_truncation() -> None:
     logits_V = np.log([0.4, 0.2, 0.2, 0.2])
     for order in Order:
@@ -162,7 +223,7 @@ def test_sort_descending_puts_the_higher_index_first_among_ties() -> None:
     assert index_BV.tolist() == [[3, 1, 4, 2, 0]]
 
 
-@given(LOGITS, st.sampled_from((*GRID, Strategy(0))), st.sampled_from(Order))
+@given(LOGITS, st.sampled_from((*GRID, Strategy(0), Strategy(2, top_n_sigma=1))), st.sampled_from(Order))
 def test_distribution_and_argmax(logits_V: np.ndarray, strategy: Strategy, order: Order) -> None:
     probability_V = one(logits_V, strategy, order)
     assert probability_V.min() >= 0

@@ -171,7 +171,7 @@ def test_no_flipped_bit_of_a_page_changes_a_rollout_unnoticed(tmp_path: Path) ->
 
 def test_foreign_files_and_versions_are_refused(tmp_path: Path) -> None:
     for name, metadata, message in (
-        ("version", {b"rheostat.rollouts.format": b"1"}, "has format version 1 and this Rheostat reads 2"),
+        ("version", {b"rheostat.rollouts.format": b"1"}, "has format version 1 and this Rheostat reads 3"),
         ("foreign", None, "is no shard of a rollout store"),
     ):
         folder = tmp_path / name

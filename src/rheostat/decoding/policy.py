@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,26 +17,44 @@ from rheostat.seeding import Purpose, uniforms
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """K parameter sets as columns: temperature ≥ 0 (0 greedy), top_k (0 off), top_p (1 off), min_p (0 off)."""
+    """K parameter sets as columns: temperature ≥ 0 (0 greedy), top_k (0 off), top_p (1 off), min_p (0 off).
+
+    ``top_n_sigma_K`` (0 off) is None where no set has it, and then costs nothing.
+    """
 
     temperature_K: Float[Tensor, " K"]
     top_k_K: Int[Tensor, " K"]
     top_p_K: Float[Tensor, " K"]
     min_p_K: Float[Tensor, " K"]
+    top_n_sigma_K: Float[Tensor, " K"] | None = None
 
     @classmethod
     def of(cls, strategies: Sequence[Strategy], device: torch.device | str = "cpu") -> Self:
         """The columns of ``strategies``, in their order, in float64."""
+        sigmas = [s.top_n_sigma or 0.0 for s in strategies]
         return cls(
             torch.tensor([s.temperature for s in strategies], dtype=torch.float64, device=device),
             torch.tensor([s.top_k or 0 for s in strategies], dtype=torch.int64, device=device),
             torch.tensor([s.top_p or 1.0 for s in strategies], dtype=torch.float64, device=device),
             torch.tensor([s.min_p or 0.0 for s in strategies], dtype=torch.float64, device=device),
+            torch.tensor(sigmas, dtype=torch.float64, device=device) if any(sigmas) else None,
         )
+
+    @property
+    def truncates_K(self) -> Bool[Tensor, " K"]:
+        """Which sets may exclude tokens."""
+        truncates_K = (self.top_k_K > 0) | (self.top_p_K < 1) | (self.min_p_K > 0)
+        return truncates_K if self.top_n_sigma_K is None else truncates_K | (self.top_n_sigma_K > 0)
 
     def __getitem__(self, index: Tensor) -> Self:
         """The parameter sets at ``index`` (positions or a mask)."""
-        return type(self)(self.temperature_K[index], self.top_k_K[index], self.top_p_K[index], self.min_p_K[index])
+        return type(self)(
+            self.temperature_K[index],
+            self.top_k_K[index],
+            self.top_p_K[index],
+            self.min_p_K[index],
+            None if self.top_n_sigma_K is None else self.top_n_sigma_K[index],
+        )
 
     def __len__(self) -> int:
         return len(self.temperature_K)

@@ -69,7 +69,7 @@ def token_log_probabilities(
     row_R, of_S = torch.unique(row_S, return_inverse=True)
     logit_S = logits_BV[row_S, token_S].float()
     log_p_SK = torch.full((len(row_S), len(parameters)), -torch.inf, device=logits_BV.device)
-    truncated_K = (parameters.top_k_K > 0) | (parameters.top_p_K < 1) | (parameters.min_p_K > 0)
+    truncated_K = parameters.truncates_K
     plain: list[int] = []
     for k, temperature in enumerate(parameters.temperature_K.tolist()):
         if temperature == 0:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters
 from rheostat.decoding.strategy import Order
-from rheostat.decoding.transforms import sort_descending, support_size, uncut_nucleus
+from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, support_size, uncut_nucleus
 
 _BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
 _CANDIDATES = 256  # largest logits looked at where top-p or min-p cuts
+_MOST_CANDIDATES = 4096  # and where top-k or top-nσ does: sets that keep more sort the vocabulary, fewer rows at once
 _CHUNK = 64  # rows of the vocabulary held at once: 64 rows of 50,000 float32 are 13 MB
 _PAIRS = 1024  # pairs of a row and a truncating set held at once: 1,024 times 272 candidates in float64 are 2 MB
 
@@ -45,7 +46,7 @@ def draw(
     pair_D, pair_S = torch.unique(row_S * sets + decision.choice_S, return_inverse=True)
     row_D, parameters = pair_D // sets, decision.parameters[pair_D % sets]
     greedy_D = parameters.temperature_K == 0
-    truncated_D = (parameters.top_k_K > 0) | (parameters.top_p_K < 1) | (parameters.min_p_K > 0)
+    truncated_D = parameters.truncates_K
 
     token_S = torch.empty_like(row_S)
     greedy_S = greedy_D[pair_S]
@@ -120,10 +121,11 @@ def supports(
     """
     row_R, of_D = torch.unique(row_D, return_inverse=True)
     logits_RV = logits_BV[row_R]
+    parameters = sigma_as_top_k(logits_RV, of_D, parameters)
     vocabulary = logits_BV.shape[1]
     # A set with top-k needs little more than k candidates, whatever else cuts.
     most_k = int(parameters.top_k_K.max()) if bool((parameters.top_k_K > 0).all()) else _CANDIDATES
-    needed = min(vocabulary, most_k + 16)
+    needed = min(vocabulary, most_k + 16, _MOST_CANDIDATES)
     index_RK = logits_RV.topk(needed, dim=-1).indices
     # Ties in the order of `sort_descending`: sort by index, then stably by value.
     index_RK = index_RK.sort(dim=-1).values

@@ -95,7 +95,8 @@ def space_named(names: Sequence[str], order: Order) -> ActionSpace:
 def read_space(path: Path) -> ActionSpace:
     """An action space from a TOML file: ``strategies``, a list of names, or a ``[grid]`` of lists; and ``order``.
 
-    A grid has ``temperature`` and where wanted ``top_k``, ``top_p``, ``min_p``; 0 in these three means off.
+    A grid has ``temperature`` and where wanted ``top_k``, ``top_p``, ``min_p``, ``top_n_sigma``; 0 in these four means
+    off.
 
     Raises:
         ConfigError: it cannot be read, or holds neither; names the file.
@@ -109,13 +110,12 @@ def read_space(path: Path) -> ActionSpace:
     try:
         order = Order(content.get("order", Order.VLLM))
         if "grid" in content:
-            axes = [content["grid"]["temperature"], *(content["grid"].get(n, [0]) for n in ("top_k", "top_p", "min_p"))]
-            return ActionSpace(
-                tuple(Strategy(t, k or None, p or None, m or None) for t, k, p, m in product(*axes)), order
-            )
+            limits = (content["grid"].get(name, [0]) for name in ("top_k", "top_p", "min_p", "top_n_sigma"))
+            grid = product(content["grid"]["temperature"], *limits)
+            return ActionSpace(tuple(Strategy(t, *(limit or None for limit in own)) for t, *own in grid), order)
         return ActionSpace(tuple(Strategy.parse(name) for name in content["strategies"]), order)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{path}: strategies = ['T=0.5', ...], or [grid] with temperature = [0.5, 1.0], top_k, top_p, min_p; "
-            f"order = 'vllm' or 'transformers' ({type(error).__name__}: {error})"
+            f"{path}: strategies = ['T=0.5', ...], or [grid] with temperature = [0.5, 1.0], top_k, top_p, min_p, "
+            f"top_n_sigma; order = 'vllm' or 'transformers' ({type(error).__name__}: {error})"
         ) from error

@@ -12,8 +12,12 @@ from rheostat.errors import ConfigError
 class Order(StrEnum):
     """In which order an engine applies the transforms; the two give different distributions."""
 
+    # top-nσ, of untempered logits, goes before either
     VLLM = "vllm"  # temperature, min-p, top-k, top-p
     TRANSFORMERS = "transformers"  # temperature, top-k, top-p, min-p
+
+
+_FIELDS = ("temperature", "top_k", "top_p", "min_p", "top_n_sigma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,9 @@ class Strategy:
 
     ``temperature`` 0 is greedy, an exact argmax, and drops the truncations, which cannot change it.
     ``top_k`` ≥ 1, ``top_p`` in (0, 1], ``min_p`` in [0, 1]; None is off, and so are ``top_p`` 1 and ``min_p`` 0.
+    ``top_n_sigma`` > 0 keeps the tokens whose untempered logit is at least max − n·σ, with σ the standard deviation
+    of the logits over the vocabulary; None is off (Tang et al., 2024, *Top-nσ: Not All Logits Are You Need*,
+    arXiv:2411.07641).
 
     Raises:
         ConfigError: a field outside its range.
@@ -31,9 +38,10 @@ class Strategy:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    top_n_sigma: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "min_p"):
+        for name in _FIELDS:
             value = getattr(self, name)
             absent = value is None and name != "temperature"
             if isinstance(value, bool) or not (absent or isinstance(value, int | float)):
@@ -46,12 +54,15 @@ class Strategy:
             raise ConfigError(f"strategy: top_p must lie in (0, 1], got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ConfigError(f"strategy: min_p must lie in [0, 1], got {self.min_p}")
+        if self.top_n_sigma is not None and not (math.isfinite(self.top_n_sigma) and self.top_n_sigma > 0):
+            raise ConfigError(f"strategy: top_n_sigma must be above 0 (leave it out: off), got {self.top_n_sigma}")
         greedy = self.temperature == 0
         put = object.__setattr__  # the one way to normalise a frozen value
         put(self, "temperature", float(self.temperature))
         put(self, "top_k", None if greedy or self.top_k is None else int(self.top_k))
         put(self, "top_p", None if greedy or self.top_p in (None, 1) else float(self.top_p or 1))
         put(self, "min_p", None if greedy or not self.min_p else float(self.min_p))
+        put(self, "top_n_sigma", None if greedy or self.top_n_sigma is None else float(self.top_n_sigma))
 
     @property
     def is_greedy(self) -> bool:
@@ -59,7 +70,7 @@ class Strategy:
 
     @property
     def is_truncated(self) -> bool:
-        return not (self.top_k is None and self.top_p is None and self.min_p is None)
+        return any(limit is not None for limit in (self.top_k, self.top_p, self.min_p, self.top_n_sigma))
 
     def __str__(self) -> str:
         if self.is_greedy:
@@ -68,14 +79,15 @@ class Strategy:
         parts += [f"k={self.top_k}"] if self.top_k is not None else []
         parts += [f"p={_shortest(self.top_p)}"] if self.top_p is not None else []
         parts += [f"m={_shortest(self.min_p)}"] if self.min_p is not None else []
+        parts += [f"s={_shortest(self.top_n_sigma)}"] if self.top_n_sigma is not None else []
         return ",".join(parts)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The inverse of ``str``: ``greedy`` or ``T=0.75,k=10,p=0.95,m=0.1`` (long names work too)."""
+        """The inverse of ``str``: ``greedy`` or ``T=0.75,k=10,p=0.95,m=0.1,s=1`` (long names work too)."""
         if text.strip() == "greedy":
             return cls(temperature=0)
-        short = {"T": "temperature", "k": "top_k", "p": "top_p", "m": "min_p"}
+        short = dict(zip("Tkpms", _FIELDS, strict=True))
         fields: dict[str, float] = {}
         for part in text.split(","):
             name, equals, value = part.strip().partition("=")
@@ -95,20 +107,18 @@ class Strategy:
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """From a mapping of field names, as in an adapter's file. Unknown names raise ConfigError."""
-        unknown = sorted(set(fields) - {"temperature", "top_k", "top_p", "min_p"})
+        unknown = sorted(set(fields) - set(_FIELDS))
         if unknown:
-            raise ConfigError(
-                f"strategy: unknown field {unknown[0]!r}; the fields are temperature, top_k, top_p, min_p"
-            )
+            raise ConfigError(f"strategy: unknown field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}")
         return cls(**fields)  # type: ignore[arg-type]  # __post_init__ checks the types
 
     def to_dict(self) -> dict[str, float | int | None]:
-        return {
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-        }
+        """The inverse of :meth:`from_dict`. ``top_n_sigma`` stands there only where it is on: keys of stored rollouts,
+        and adapters' files, from before it was known stay what they were."""
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        if self.top_n_sigma is None:
+            del fields["top_n_sigma"]
+        return fields
 
 
 def _shortest(value: float) -> str:

@@ -2,9 +2,12 @@
 
 Every truncation keeps a prefix of the tokens sorted by descending logit, so a parameter set is the size of
 that prefix and nothing else. Ties are those of a stable ascending sort read backwards, as transformers and
-vLLM have them: top-k and min-p keep all tokens that tie with the last one kept, top-p drops the tied tokens
-with the lowest index first.
+vLLM have them: top-k, min-p and top-nσ keep all tokens that tie with the last one kept, top-p drops the tied
+tokens with the lowest index first.
 """
+
+import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +23,37 @@ def sort_descending(
     """Values and indices by descending logit; among ties the higher index comes first."""
     values_BV, indices_BV = torch.sort(logits_BV, dim=-1, stable=True)
     return values_BV.flip(-1), indices_BV.flip(-1)
+
+
+def sigma_as_top_k(
+    logits_RV: Float[Tensor, "R V"], row_D: Int[Tensor, " D"], parameters: SamplingParameters
+) -> SamplingParameters:
+    """The same transforms of these rows without top-nσ, which keeps k tokens of a row, with their ties, as top-k does.
+
+    It comes first and no order puts top-p before top-k, so that one top-k, the smaller of the two, is both.
+
+    Args:
+        logits_RV: untempered logits; the standard deviation is that of the finite ones (as in llama.cpp), in float64.
+        row_D: the row that each set is applied to.
+        parameters: D sets.
+    """
+    sigma_D = parameters.top_n_sigma_K
+    if sigma_D is None:
+        return parameters
+    top_k_D = parameters.top_k_K.clone()
+    for sigma in torch.unique(sigma_D[sigma_D > 0]):
+        own_D = sigma_D == sigma
+        row_N, of_N = torch.unique(row_D[own_D], return_inverse=True)
+        logits_NV = logits_RV[row_N].double()
+        around_NV = logits_NV - logits_NV.mean(-1, keepdim=True)
+        # four times as fast as torch.std
+        deviation_N = torch.linalg.vector_norm(around_NV, dim=-1) / math.sqrt(logits_NV.shape[1])
+        for row in (~deviation_N.isfinite()).nonzero().squeeze(1).tolist():
+            deviation_N[row] = logits_NV[row][logits_NV[row].isfinite()].std(correction=0)
+        kept_N = (logits_NV >= (logits_NV.amax(-1) - sigma * deviation_N)[:, None]).sum(-1)
+        own_k_D, kept_D = top_k_D[own_D], kept_N[of_N]
+        top_k_D[own_D] = torch.where(own_k_D > 0, torch.minimum(own_k_D, kept_D), kept_D)
+    return replace(parameters, top_k_K=top_k_D, top_n_sigma_K=None)
 
 
 def uncut_nucleus(parameters: SamplingParameters, order: Order) -> Bool[Tensor, " B"]:
@@ -43,7 +77,7 @@ def support_size(
         top_BK: the K largest logits of each row, descending, untempered, in float64.
         log_total_B: log Σ exp(logit / T) over the whole vocabulary; needed where top-p cuts, and of incomplete
             candidates only where nothing cuts before it (:func:`uncut_nucleus`); ∞ elsewhere.
-        parameters: one set per row, with temperatures above 0.
+        parameters: one set per row, with temperatures above 0 and without top-nσ (:func:`sigma_as_top_k`).
         order: in which order the truncations apply.
         complete: whether the K candidates are the whole vocabulary.
 
@@ -92,7 +126,8 @@ def transform(logits_BV: Float[Tensor, "B V"], parameters: SamplingParameters, o
     logits_BV = logits_BV.double()
     greedy_B = parameters.temperature_K == 0
     temperature_B = torch.where(greedy_B, 1.0, parameters.temperature_K)
-    safe = SamplingParameters(temperature_B, parameters.top_k_K, parameters.top_p_K, parameters.min_p_K)
+    row_B = torch.arange(len(logits_BV), device=logits_BV.device)
+    safe = replace(sigma_as_top_k(logits_BV, row_B, parameters), temperature_K=temperature_B)
     scaled_BV = logits_BV / temperature_B[:, None]
     top_BV, index_BV = sort_descending(logits_BV)
     size_B, _ = support_size(top_BV, scaled_BV.logsumexp(-1), safe, order, complete=True)

@@ -59,7 +59,7 @@ def rollout_key(info: EngineInfo, order: Order, request: Request, policy_key: st
     """
     strategy = request.strategy
     if strategy is not None:
-        how: list[object] = [strategy.temperature, strategy.top_k, strategy.top_p, strategy.min_p]
+        how: list[object] = list(strategy.to_dict().values())
     elif policy_key is not None:
         how = [policy_key, request.parallel_budget]
     else:
