@@ -1,6 +1,7 @@
 """The search for an action space: its rounds, what it keeps, what it writes, on the fake engine."""
 
 import json
+import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,8 @@ from rheostat.decoding.spaces import read_space, space_named
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines.base import Request
 from rheostat.engines.fake import FakeEngine
-from rheostat.errors import ConfigError, RheostatError
+from rheostat.errors import ConfigError, RheostatError, StoreError
+from rheostat.rollouts.store import RolloutStore
 from rheostat.tasks.base import Split
 from rheostat.tasks.choose import TaskChoice, make_task
 from rheostat.verbs.select import Round, rollouts_of, rounds_of, select, worth_keeping
@@ -43,8 +45,8 @@ def task(tmp_path: Path) -> str:
 
 
 def config(task: str, **fields: object) -> SelectConfig:
-    chosen = {"candidates": POOL, "problems": 32, "samples": 4, "actions": 3} | fields
-    return SelectConfig(model="fake", task=task, verifier="exact", max_tokens=2, **chosen)  # type: ignore[arg-type]
+    chosen = {"verifier": "exact", "candidates": POOL, "problems": 32, "samples": 4, "actions": 3} | fields
+    return SelectConfig(model="fake", task=task, max_tokens=2, **chosen)  # type: ignore[arg-type]
 
 
 @given(st.integers(8, 200), st.integers(8, 300), st.integers(1, 16), st.integers(1, 4), st.integers(500, 500_000))
@@ -165,3 +167,108 @@ def test_nothing_solved_says_that_nothing_can_be_chosen(tmp_path: Path) -> None:
             SelectConfig(model="fake", candidates=POOL, problems=6, samples=2, actions=2),
             tmp_path, Console(quiet=True), FakeEngine(),
         )  # fmt: skip
+
+
+def test_every_round_counts_once(task: str, tmp_path: Path) -> None:
+    """Counts and heat map against the store itself, which holds every rollout once."""
+    results = select(config(task, max_rollouts=800, actions=2), tmp_path / "run", Console(quiet=True), FakeEngine())
+    assert len(results["plan"]) > 1
+    with RolloutStore(tmp_path / "run" / "rollouts") as store:
+        total = store.query(
+            "SELECT count(*), sum(tokens), count(*) FILTER (finish_reason = 'length'), "
+            "count(*) FILTER (correct IS NULL) FROM rollouts"
+        ).fetchall()
+        by_strategy = store.query("SELECT strategy, avg(correct::INT), count(*) FROM rollouts GROUP BY 1").fetchall()
+    names = ("rollouts", "tokens", "truncated", "without_verdict")
+    assert tuple(results["counts"][name] for name in names) == total[0]
+    found = {entry["strategy"]: (entry["reward"], entry["rollouts"]) for entry in results["heat"]}
+    assert found == {name: (pytest.approx(mean, abs=1e-6), count) for name, mean, count in by_strategy}
+    assert list(found) == list(POOL)
+    for number, (strategies, problems, samples) in enumerate(results["plan"], start=1):
+        held = [entry for entry in results["heat"] if entry["round"] >= number]
+        assert len(held) == strategies
+        left = [entry for entry in held if entry["round"] == number and entry["strategy"] != "greedy"]
+        assert {entry["rollouts"] for entry in left} <= {problems * samples}
+    assert set(results["greedy"]["strategies"]) <= {
+        entry["strategy"] for entry in results["heat"] if entry["round"] == len(results["plan"])
+    }
+
+
+def test_what_measures_the_rate_counts_once(task: str, tmp_path: Path) -> None:
+    results = select(config(task, max_time=1000.0), tmp_path / "run", Console(quiet=True), FakeEngine())
+    with RolloutStore(tmp_path / "run" / "rollouts") as store:
+        assert results["counts"]["rollouts"] == len(store) == 32 * (4 * (len(POOL) - 1) + 1)
+
+
+def test_the_report_is_written(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "fake", "--task", task, "--verifier", "exact", "--max-tokens", "2", "--candidates", *POOL]
+    out = tmp_path / "run"
+    small = ["--problems", "32", "--samples", "4", "--actions", "3"]
+    assert main(["select", *words, *small, "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    text = (out / "report.html").read_text()
+    for name in results["greedy"]["strategies"]:
+        assert name in text
+    said = capsys.readouterr().err
+    assert "Chosen on 16 problems and valued on 16 others" in " ".join(said.split())
+    assert str(out / "report.html") in "".join(said.split("\n"))
+
+
+def test_a_folder_of_another_model_or_task_is_refused(task: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    select(config(task, samples=1), out, Console(quiet=True), FakeEngine())
+    before = sorted(path.name for path in out.rglob("*"))
+    with pytest.raises(StoreError, match=r"holds rollouts of the model 'fake', not of 'other'; give another folder"):
+        select(config(task), out, Console(quiet=True), FakeEngine(seed=1, name="other"))
+    other = tmp_path / "foreign.jsonl"
+    other.write_text(Path(task).read_text())
+    with pytest.raises(StoreError, match=r"holds rollouts of the task 'own', not of .*foreign.jsonl'; give another"):
+        select(config(str(other)), out, Console(quiet=True), FakeEngine())
+    assert sorted(path.name for path in out.rglob("*")) == before
+    shard = next((out / "rollouts").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    select(config(task, samples=2), out, Console(quiet=True), FakeEngine())
+
+
+def test_always_solved_says_that_nothing_can_be_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "easy.jsonl"
+    rows = [{"id": f"q{number}", "problem": f"question {number}", "answer": ".*"} for number in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    easy = SelectConfig(
+        model="fake", task=str(path), verifier="regex", max_tokens=2, candidates=POOL[:3],
+        problems=6, samples=2, actions=2,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"every strategy always solves every problem.*; take harder problems"):
+        select(easy, tmp_path / "run", Console(quiet=True), FakeEngine())
+    assert not (tmp_path / "run" / "action_space.toml").exists()
+
+
+def test_cells_with_fewer_verdicts(task: str, tmp_path: Path) -> None:
+    """A cell that lacks a verdict has too few samples for two halves of pass@2: it covers nothing, and is counted."""
+    asked = make_task(TaskChoice(task, verifier="exact", max_tokens=2)).problems(Split.VALIDATION, 32)
+    verifier = tmp_path / "judge.py"
+    verifier.write_text(
+        "def verify(problem, completion):\n"
+        f"    if problem['id'] == {asked[0].id!r}:\n"
+        "        return None if sum(map(ord, completion)) % 2 else 0.0\n"
+        "    return float(completion.strip() == problem['answer'])\n"
+    )
+    chosen = config(task, verifier=f"{verifier}:verify", parallel_budget=2)
+    results = select(chosen, tmp_path / "run", Console(quiet=True), FakeEngine())
+    missing = results["counts"]["without_verdict"]
+    assert 0 < missing < 4 * len(POOL)
+    low, high = (results["bounds"][name] for name in ("missing_wrong", "missing_right"))
+    assert low <= results["greedy"]["coverage"][-1] <= high
+    assert high - low == pytest.approx(1 / 32, abs=1e-6)
+    assert "missing verdicts wrong to right" in (tmp_path / "run" / "report.html").read_text()
+    assert results["greedy"]["cells_without_estimate"] > 0
+
+
+def test_the_plan_of_the_documentation_is_the_command_s() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "select.md").read_text()
+    [limit] = re.findall(r"--max-rollouts (\d+)`", page)
+    plan = rounds_of(181, 240, 8, 6, int(limit))
+    rows = re.findall(r"^\| \d+ \| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", page, flags=re.MULTILINE)
+    assert [(int(a), int(b), int(c)) for a, b, c, _ in rows] == [(r.strategies, r.problems, r.samples) for r in plan]
+    assert sum(int(fresh.replace(",", "")) for *_, fresh in rows) == rollouts_of(plan)
+    assert f"asks for {rollouts_of(plan):,}" in page

@@ -19,7 +19,7 @@ from rheostat.reports.trace import view
 Pair = tuple[Markup, Markup]  # for a desktop and for a phone
 
 _WIDE, _NARROW = 780, 356  # a desktop column and a phone screen, in CSS pixels
-_ORDERS = {"vllm": "temperature, min-p, top-k, top-p", "transformers": "temperature, top-k, top-p, min-p"}
+ORDERS = {"vllm": "temperature, min-p, top-k, top-p", "transformers": "temperature, top-k, top-p, min-p"}
 _STYLES = {"cot": "with a chain of thought", "direct": "answer only"}
 _HEADINGS = {
     "compared": "What was compared",
@@ -92,7 +92,7 @@ def level(results: Results) -> Level:
     table = reading.table(results)
 
     def draw(what: Callable[[Results, int, str], Markup | None], name: str) -> Pair | None:
-        return _both(lambda width: what(results, width, prefix + name))
+        return both(lambda width: what(results, width, prefix + name))
 
     columns, rows = _entropy_table(results, order)
     return Level(
@@ -103,7 +103,7 @@ def level(results: Results) -> Level:
         adapter=reading.judged(results),
         policies=tuple(line.policy for line in table.lines),
         budgets=reading.budgets(results),
-        order_words=_ORDERS.get(str(results.get("order")), str(results.get("order"))),
+        order_words=ORDERS.get(str(results.get("order")), str(results.get("order"))),
         palette=len(names),
         legend=[names[index] for index in order],
         single=reading.single_strategy(results),
@@ -128,7 +128,8 @@ def level(results: Results) -> Level:
     )
 
 
-def _both(draw: Callable[[int], Markup | None]) -> Pair | None:
+def both(draw: Callable[[int], Markup | None]) -> Pair | None:
+    """A figure for a desktop and for a phone; None where there is nothing to draw."""
     wide, narrow = draw(_WIDE), draw(_NARROW)
     return None if wide is None or narrow is None else (wide, narrow)
 
@@ -173,7 +174,7 @@ def _training(results: Results, prefix: str) -> Iterator[dict[str, Any]]:
     """The figures of the adapters, with what their captions say."""
     draw = token_figures.training if reading.is_token(results) else figures.training
     for index, (policy, run) in enumerate(reading.mapping(results, "training").items()):
-        drawn = _both(lambda width: draw(results, policy, width, f"{prefix}training{index}-"))  # noqa: B023 called at once
+        drawn = both(lambda width: draw(results, policy, width, f"{prefix}training{index}-"))  # noqa: B023 called at once
         if drawn and isinstance(run, Mapping):
             kept = number(run.get("kept_step" if reading.is_token(results) else "kept_epoch"))
             estimator = str(run.get("estimator") or "").replace("_", " ")

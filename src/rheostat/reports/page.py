@@ -1,10 +1,10 @@
-"""``report.html``: one self-contained page that says what a run learned, shows it, and tells how it was measured."""
+"""``report.html``: one self-contained page that says what a run learned or chose, and how it was measured."""
 
 from pathlib import Path
 
 from rheostat.errors import StoreError
 from rheostat.files import atomic_write
-from rheostat.reports import reading, template
+from rheostat.reports import reading, selection, template
 from rheostat.reports.headline import headline
 from rheostat.reports.level import details, level
 from rheostat.reports.reading import Results
@@ -13,15 +13,20 @@ FORMAT = 1  # of results.json
 
 
 def sentence(results: Results) -> str:
-    """What was learned, in plain words, with the numbers and their interval; also of ``results["token"]``."""
-    return str(headline(results))
+    """What was learned or chosen, in plain words, with the numbers and their interval; also of ``results["token"]``."""
+    return str(selection.headline(results) if _is_selection(results) else headline(results))
+
+
+def _is_selection(results: Results) -> bool:
+    return results.get("kind") == "selection"
 
 
 def write_report(results: Results, path: Path) -> None:
     """Render the results of a run as one HTML file that needs no network, and write it atomically.
 
     Args:
-        results: the content of ``results.json``, of either level; the token level may also stand under ``token``.
+        results: the content of ``results.json``, of a selection or of either level; the token level may also stand
+            under ``token``.
         path: the file to write; its folder must exist.
 
     Raises:
@@ -37,6 +42,8 @@ def render(results: Results) -> str:
             f"results: format {results.get('format')!r} is not the format {FORMAT} that this rheostat reads; "
             "write the report with the version that made the results"
         )
+    if _is_selection(results):
+        return selection.render(results)
     token = reading.mapping(results, "token")
     shared = {key: results.get(key) for key in ("model", "task", "order")}
     levels = [level(results)] + ([level(shared | dict(token) | {"kind": "token"})] if token else [])

@@ -81,7 +81,7 @@ def by_randomness(names: Sequence[str]) -> list[int]:
             strategy = Strategy.parse(names[index])
         except ConfigError:
             return math.inf, 0, index
-        limits = (strategy.top_k, strategy.top_p, strategy.min_p)
+        limits = (strategy.top_k, strategy.top_p, strategy.min_p, strategy.top_n_sigma)
         return strategy.temperature, -sum(limit is not None for limit in limits), index
 
     return sorted(range(len(names)), key=key)
@@ -169,7 +169,7 @@ class Table:
     lines: tuple[Line, ...]
 
 
-_KINDS = ("adapter", "best", "mixed", "static")
+_KINDS = ("adapter", "oracle", "best", "baseline", "mixed", "static")
 
 
 def table(results: Results) -> Table:

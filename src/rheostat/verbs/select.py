@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from rheostat.config import SelectConfig
@@ -17,14 +18,17 @@ from rheostat.decoding.selection import (
     Candidates,
     Selection,
     best_of_n,
+    coverage,
     greedy_selection,
     selection_stability,
     top_selection,
 )
-from rheostat.decoding.strategy import ActionSpace, Strategy
+from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines.base import Engine
-from rheostat.errors import ConfigError
+from rheostat.errors import ConfigError, StoreError
 from rheostat.files import atomic_write
+from rheostat.reports.page import write_report
+from rheostat.rollouts.shards import DamagedShardError, read_table
 from rheostat.rollouts.sweep import Sweep, sweep
 from rheostat.seeding import derive_seed
 from rheostat.statistics import Interval
@@ -79,29 +83,137 @@ def rollouts_of(plan: Sequence[Round]) -> int:
     return total
 
 
+@dataclass(slots=True, eq=False)
+class Searched:
+    """What all rounds of a search sampled, each rollout once.
+
+    Every round asks for all that the rounds before sampled of its strategies, and more. What stands here of a strategy
+    is therefore what its last round held.
+
+    Attributes:
+        problems: the P problems, in the order in which rounds take them.
+        space: the A candidates.
+        samples: S, the largest number of samples of a round.
+        rewards_PAS: 1 right, 0 wrong, NaN without a verdict or where nothing was sampled.
+        length_PAS: tokens written; -1 where nothing was sampled.
+        truncated_PAS: ended at the token budget.
+        round_A: the last round that each strategy was in, from 1.
+    """
+
+    problems: Sequence[Problem]
+    space: ActionSpace
+    samples: int
+    rewards_PAS: Float[NDArray[np.float32], "P A S"] = field(init=False)
+    length_PAS: Int[NDArray[np.int64], "P A S"] = field(init=False)
+    truncated_PAS: Bool[NDArray[np.bool_], "P A S"] = field(init=False)
+    round_A: Int[NDArray[np.int64], " A"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = (len(self.problems), len(self.space), self.samples)
+        self.rewards_PAS = np.full(shape, np.nan, dtype=np.float32)
+        self.length_PAS = np.full(shape, -1, dtype=np.int64)
+        self.truncated_PAS = np.zeros(shape, dtype=bool)
+        self.round_A = np.zeros(len(self.space), dtype=np.int64)
+
+    def add(self, done: Sweep, number: int) -> None:
+        """Note down a round; 0 is the batch that measures the rate."""
+        rows = {problem.id: row for row, problem in enumerate(self.problems)}
+        columns = {strategy: column for column, strategy in enumerate(self.space)}
+        held = np.array([columns[strategy] for strategy in done.space])
+        asked = np.array([rows[problem.id] for problem in done.problems])
+        cells = np.ix_(asked, held, np.arange(done.rewards_PAS.shape[2]))
+        for own_PAS, new_PAS in (
+            (self.rewards_PAS, done.rewards_PAS),
+            (self.length_PAS, done.length_PAS),
+            (self.truncated_PAS, done.truncated_PAS),
+        ):
+            own_PAS[cells] = new_PAS
+        greedy = [column for strategy, column in columns.items() if strategy.is_greedy]
+        self.rewards_PAS[:, greedy, 1:] = np.nan  # repetitions of the one completion
+        self.length_PAS[:, greedy, 1:] = -1
+        self.round_A[held] = number
+
+    def counts(self) -> dict[str, int]:
+        """Rollouts, their tokens, how many were truncated, how many have no verdict."""
+        drawn_PAS = self.length_PAS >= 0
+        return {
+            "rollouts": int(drawn_PAS.sum()),
+            "tokens": int(self.length_PAS[drawn_PAS].sum()),
+            "truncated": int(self.truncated_PAS[drawn_PAS].sum()),
+            "without_verdict": int(np.isnan(self.rewards_PAS[drawn_PAS]).sum()),
+        }
+
+    def heat(self) -> list[dict[str, object]]:
+        """Mean reward of each strategy by the last round that held it, for a map of temperature against truncation."""
+        found: list[dict[str, object]] = []
+        for index, strategy in enumerate(self.space):
+            known = self.rewards_PAS[:, index][~np.isnan(self.rewards_PAS[:, index])]
+            found.append(
+                {
+                    "strategy": str(strategy),
+                    "temperature": strategy.temperature,
+                    "truncation": str(strategy).partition(",")[2],
+                    "reward": round(float(known.mean(dtype=np.float64)), 6) if known.size else None,
+                    "rollouts": int((self.length_PAS[:, index] >= 0).sum()),
+                    "round": int(self.round_A[index]),
+                }
+            )
+        return found
+
+
 def select(config: SelectConfig, out: Path, console: Console, engine: Engine | None = None) -> dict[str, Any]:
-    """Sweep the candidates on validation problems, choose, and write ``action_space.toml`` and ``results.json``."""
+    """`rheostat select`: sweep the candidates on validation problems and choose; writes ``action_space.toml``,
+    ``results.json`` and ``report.html``.
+
+    Raises:
+        ConfigError: more is asked for than the candidates, problems or limits allow, or nothing can be chosen.
+        StoreError: the folder holds rollouts of another model or task.
+    """
     with open_run(config, out, console, engine) as run:
+        _check_store(run)
         problems = _shuffled(run.splits[Split.VALIDATION], config.seed)
         space, most = config.space, config.max_rollouts
+        searched = Searched(problems, space, config.samples)
         if config.max_time is not None:
-            rate = _measured_rate(run, problems, space)
+            rate = _measured_rate(run, searched)
             allowed = int(rate * config.max_time * 60)
             most = min(most, allowed) if most is not None else allowed
             console.say(f"measured {rate:.0f} rollouts/s: {config.max_time:g} minutes allow {allowed:,}")
         plan = rounds_of(len(space), len(problems), config.samples, config.actions, most)
         shown = (f"{r.strategies} strategies × {r.problems} problems × {r.samples} samples" for r in plan)
-        full = rollouts_of(_full(config, problems))
+        full = rollouts_of([Round(len(space), len(problems), config.samples)])
         console.say(f"plan: {', then '.join(shown)}: {rollouts_of(plan):,} rollouts (full sweep: {full:,})")
-        last = _search(run, config, problems, plan)
-        results = _results(run, config, last, plan)
+        last = _search(run, config, searched, plan)
+        with run.phase("choice"):
+            results = _results(run, config, searched, last, plan)
+        results["wall_seconds"] = dict(run.wall_seconds)
         atomic_write(run.out / "action_space.toml", _toml(results))
         atomic_write(run.out / "results.json", json.dumps(results, indent=1))
+        write_report(results, run.out / "report.html")
         return results
 
 
-def _full(config: SelectConfig, problems: Sequence[Problem]) -> list[Round]:
-    return [Round(len(config.space), len(problems), config.samples)]
+def _check_store(run: Run) -> None:
+    """A folder holds one selection: what was sampled for another model or task would stand beside it unused."""
+    folder, model = run.store.folder, run.engine.info
+    tasks = {problem.task for problem in run.splits[Split.VALIDATION]}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            table = read_table(path, ["task"])
+        except DamagedShardError:  # the store sets it aside once its rows are asked for
+            continue
+        stored = json.loads(table.schema.metadata.get(b"rheostat.engine", b"{}"))
+        if stored and stored["fingerprint"] != model.fingerprint:
+            raise StoreError(
+                f"{folder} holds rollouts of the model {stored['model']!r}, not of {model.model!r}; "
+                "give another folder as --out"
+            )
+        other = set(table.column("task").to_pylist()) - tasks
+        if other:
+            raise StoreError(
+                f"{folder} holds rollouts of the task {min(other)!r}, not of {run.config.task!r}; "
+                "give another folder as --out"
+            )
 
 
 def _shuffled(problems: Sequence[Problem], seed: int) -> list[Problem]:
@@ -109,10 +221,11 @@ def _shuffled(problems: Sequence[Problem], seed: int) -> list[Problem]:
     return sorted(problems, key=lambda problem: derive_seed("selection order", seed, problem.id))
 
 
-def _measured_rate(run: Run, problems: Sequence[Problem], space: ActionSpace) -> float:
+def _measured_rate(run: Run, searched: Searched) -> float:
     """Rollouts per second, from a first batch that the search needs anyway."""
     start, before = time.perf_counter(), len(run.store)
-    _sweep(run, problems[: max(2, 768 // (2 * len(space)))], space, 2)
+    first = searched.problems[: max(2, 768 // (2 * len(searched.space)))]
+    searched.add(_sweep(run, first, searched.space, min(2, searched.samples)), 0)
     seconds, made = time.perf_counter() - start, len(run.store) - before
     if not made:
         raise ConfigError("max_time: what would measure the rate is stored already; give max_rollouts to go on")
@@ -128,15 +241,16 @@ def _sweep(run: Run, problems: Sequence[Problem], space: ActionSpace, samples: i
         return sweep(run.engine, run.task, asked, space, samples, run.config.seed, run.store, bar)
 
 
-def _search(run: Run, config: SelectConfig, problems: Sequence[Problem], plan: Sequence[Round]) -> Sweep:
+def _search(run: Run, config: SelectConfig, searched: Searched, plan: Sequence[Round]) -> Sweep:
+    """All rounds, noted down in ``searched``; the last one, which is chosen from."""
     alive = config.space.strategies
-    for number, item in enumerate(plan):
-        done = _sweep(run, problems[: item.problems], ActionSpace(alive, config.order), item.samples)
-        if number == len(plan) - 1:
-            run.sweeps.append(done)
+    for number, item in enumerate(plan, start=1):
+        done = _sweep(run, searched.problems[: item.problems], ActionSpace(alive, config.order), item.samples)
+        searched.add(done, number)
+        if number == len(plan):
             return done
         candidates = Candidates.of(done.rewards_PAS, alive)
-        keep = worth_keeping(candidates, config.actions, plan[number + 1].strategies)
+        keep = worth_keeping(candidates, config.actions, plan[number].strategies)
         alive = tuple(alive[index] for index in sorted(keep))
     raise AssertionError("a plan has a last round")
 
@@ -158,7 +272,7 @@ def worth_keeping(candidates: Candidates, actions: int, count: int) -> list[int]
     return [int(index) for index in order[:count]]
 
 
-def _results(run: Run, config: SelectConfig, done: Sweep, plan: Sequence[Round]) -> dict[str, Any]:
+def _results(run: Run, config: SelectConfig, searched: Searched, done: Sweep, plan: Sequence[Round]) -> dict[str, Any]:
     candidates = Candidates.of(done.rewards_PAS, done.space.strategies, config.parallel_budget, config.seed)
     chosen = greedy_selection(candidates, config.actions)
     top = top_selection(candidates, config.actions)
@@ -167,7 +281,10 @@ def _results(run: Run, config: SelectConfig, done: Sweep, plan: Sequence[Round])
     first, second = order[: len(order) // 2].tolist(), order[len(order) // 2 :].tolist()
     curve = best_of_n(candidates, config.actions, first, second)
     share_A = selection_stability(candidates, config.actions, seed=config.seed)
-    facts = run.facts() | {"strategies": [str(strategy) for strategy in chosen.strategies]}
+    facts = run.facts() | {
+        "strategies": [str(strategy) for strategy in chosen.strategies],
+        "counts": searched.counts(),
+    }
     return {
         "kind": "selection",
         **facts,
@@ -176,18 +293,19 @@ def _results(run: Run, config: SelectConfig, done: Sweep, plan: Sequence[Round])
         "samples": config.samples,
         "plan": [[item.strategies, item.problems, item.samples] for item in plan],
         "rollouts_asked": rollouts_of(plan),
-        "full_sweep": rollouts_of(_full(config, done.problems)),
+        "full_sweep": rollouts_of([Round(len(searched.space), len(searched.problems), config.samples)]),
         "greedy": _described(chosen),
         "top": _described(top),
         "held_out": _curve(curve),
+        "held_out_problems": {"chosen_on": len(first), "valued_on": len(second)},
+        **_bounds(done, chosen, config),
         "chosen_in_resamples": {
             str(strategy): round(float(share), 4)
             for strategy, share in zip(candidates.strategies, share_A, strict=True)
             if share > 0
         },
-        "heat": heat(done),
+        "heat": searched.heat(),
         "config": config.model_dump(mode="json"),
-        "wall_seconds": dict(run.wall_seconds),
     }
 
 
@@ -197,6 +315,7 @@ def _described(selection: Selection) -> dict[str, object]:
         "strategies": [str(strategy) for strategy in selection.strategies],
         "coverage": [round(value, 6) for value in selection.coverage],
         "held_out": rounded,
+        "cells_without_estimate": selection.missing,
     }
 
 
@@ -207,17 +326,16 @@ def _curve(curve: BestOfN) -> dict[str, list[list[float]]]:
     return {name: numbers(getattr(curve, name)) for name in ("greedy", "top", "difference")}
 
 
-def heat(done: Sweep) -> list[dict[str, object]]:
-    """Mean reward of each strategy that the last round held, for a map of temperature against truncation."""
-    mean_A: NDArray[np.float64] = np.nanmean(done.rewards_PAS, axis=(0, 2), dtype=np.float64)
-    return [
-        {"temperature": s.temperature, "truncation": _truncation(s), "reward": round(float(mean), 6)}
-        for s, mean in zip(done.space, mean_A, strict=True)
-    ]
-
-
-def _truncation(strategy: Strategy) -> str:
-    return str(strategy).partition(",")[2]
+def _bounds(done: Sweep, chosen: Selection, config: SelectConfig) -> dict[str, object]:
+    """What the choice covers with missing verdicts counted wrong and right; empty where none is missing."""
+    if not np.isnan(done.rewards_PAS).any():
+        return {}
+    bounds = {}
+    for name, value in (("missing_wrong", 0.0), ("missing_right", 1.0)):
+        rewards_PAS = np.nan_to_num(done.rewards_PAS, nan=value)
+        candidates = Candidates.of(rewards_PAS, done.space.strategies, config.parallel_budget, config.seed)
+        bounds[name] = round(coverage(candidates, chosen.chosen).coverage[-1], 6)
+    return {"bounds": bounds}
 
 
 def _toml(results: Mapping[str, Any]) -> str:
