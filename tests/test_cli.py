@@ -355,20 +355,27 @@ def test_token_adapters_are_evaluated_alone_and_together(
     assert [sum(found[1]["lengths"][name]) for name in names] == [2 * 128, 128]
 
 
-def test_adapters_of_two_levels_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [trained / kind / "adapter" for kind in ("sequence", "token")]
+def test_adapters_of_two_levels_are_judged_together(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(trained / kind / "adapter") for kind in ("sequence", "token")]
     capsys.readouterr()
-    assert run("evaluate", "--model", "fake", "--adapter", *names) == 2
-    said = capsys.readouterr().err.strip()
-    assert f"{names[1]}: it is of another level" in said
-    assert len(said.splitlines()) == 1
+    words = ["--model", "fake", "--task", "gcd", "--out", tmp_path, *SPLITS, "--strategies", "T=0.9", "--json"]
+    words += ["--budgets", "1", "3"]
+    assert run("evaluate", *words, "--adapter", *names) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["budgets"] == [1, 3]  # budgets that neither was trained for
+    assert {row["policy"] for row in results["rows"]} >= {*names, "oracle", "T=0.9", "T=1.25"}
+    assert (names[1], names[0]) in {(d["policy"], d["baseline"]) for d in results["differences"]}
+    assert {cost["policy"] for cost in results["costs"]} >= {*names, "BEST", "MIXED"}
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_evaluation_needs_samples_for_the_largest_budget(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", "--model", "fake", "--adapter", trained / "blind" / "adapter", "--bandit.budgets", "1"]
+    words = ["evaluate", "--model", "fake", "--adapter", trained / "blind" / "adapter"]
     capsys.readouterr()
     assert run(*words, "--samples.test", "15") == 2
-    assert "--samples.test must be at least twice the largest budget, 16" in capsys.readouterr().err
+    assert "samples.test must be at least twice the largest budget, 16" in capsys.readouterr().err
 
 
 def test_generate_under_a_token_adapter_and_its_trace(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from rheostat.config import DemoConfig, RunConfig, SelectConfig, TokenRunConfig
+from rheostat.config import AutoDecoRunConfig, DemoConfig, EvaluateConfig, RunConfig, SelectConfig, TokenRunConfig
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -22,6 +22,7 @@ class Demo(DemoConfig):
     and write results.json, report.html and the adapters. An interrupted run continues when it is started again."""
 
     out: Path = Field(Path("runs/demo"), description="folder for everything that the run writes")
+    dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
@@ -30,6 +31,7 @@ class TrainSequence(RunConfig):
 
     out: Path = Field(Path("runs/sequence"), description="folder for rollouts, training history and adapter")
     with_budget: bool = Field(True, description="let the policy see the parallel budget")
+    dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
@@ -38,23 +40,33 @@ class TrainToken(TokenRunConfig):
     An interrupted run continues when it is started again."""
 
     out: Path = Field(Path("runs/token"), description="folder for rollouts, checkpoint, metrics.jsonl and adapter")
+    dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
-class Evaluate(RunConfig):
-    """Judge adapters against each other and every static strategy of theirs on the test split."""
+class TrainAutoDeco(AutoDecoRunConfig):
+    """Train AutoDeco heads, a rival: a temperature and a top-p at every token, by cross-entropy on right answers."""
+
+    out: Path = Field(Path("runs/autodeco"), description="folder for training history and adapter")
+    dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
+    json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class Evaluate(EvaluateConfig):
+    """Judge adapters of either level against each other and against static strategies on the test split."""
 
     task: str | None = Field(None, description="by default the one that the first adapter was trained on")  # type: ignore[assignment]
-    commit: bool | None = Field(  # type: ignore[assignment]
+    commit: bool | None = Field(
         None, description="take the most probable action instead of drawing one (default: at the sequence level only)"
     )
     adapter: tuple[str, ...] = Field((), description="adapter folders or Hub ids; none: static strategies only")
     policy: tuple[str, ...] = Field(
         (), description="judge these fixed strategies as they are, like greedy T=0.7,p=0.9; no split but test is read"
     )
-    limit: int = Field(100, ge=1, description="problems of the test split (with --policy)")
+    limit: int = Field(120, ge=1, description="problems of the test split (with --policy)")
     policy_samples: int = Field(1, ge=1, description="completions per problem and strategy (with --policy)")
     out: Path = Field(Path("runs/evaluate"), description="folder for rollouts, results.json and report.html")
+    dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
@@ -62,6 +74,7 @@ class Select(SelectConfig):
     """Choose a compact action space for a model and a task from a sweep over candidate strategies."""
 
     out: Path = Field(Path("runs/select"), description="folder for rollouts, action space, results and report")
+    dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
 
@@ -110,13 +123,15 @@ class Push(Arguments):
 class Bench(Arguments):
     """Measure against a peer: the speed of the engine, the variance of the token gradient, or the choice of actions."""
 
-    name: tyro.conf.Positional[Literal["engine", "estimator", "select"]] = Field(
+    name: tyro.conf.Positional[Literal["engine", "estimator", "select", "vllm"]] = Field(
         "engine",
         description="engine: tokens per second beside transformers'; estimator: variances of the gradient; "
-        "select: seconds and memory of the choice of an action space",
+        "select: seconds and memory of the choice of an action space; vllm: tokens per second adapted and not",
     )
-    model: str = Field("smollm2", description="model to measure with (engine and estimator)")
-    repeats: int = Field(5, ge=1, description="engine, select: interleaved repetitions; estimator: times 24 prompts")
+    model: str = Field("smollm2", description="model to measure with (engine, estimator, vllm)")
+    repeats: int = Field(
+        5, ge=1, description="engine, select, vllm: interleaved repetitions; estimator: times 24 prompts"
+    )
 
 
 class Tasks(Arguments):

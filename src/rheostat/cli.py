@@ -9,9 +9,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from pydantic import BaseModel
@@ -19,19 +19,38 @@ from rich import box
 from rich.table import Column, Table
 
 from rheostat import __version__
-from rheostat.arguments import Bench, Demo, Evaluate, Generate, Models, Push, Select, Tasks, TrainSequence, TrainToken
+from rheostat.arguments import (
+    Bench,
+    Demo,
+    Evaluate,
+    Generate,
+    Models,
+    Push,
+    Select,
+    Tasks,
+    TrainAutoDeco,
+    TrainSequence,
+    TrainToken,
+)
 from rheostat.config import (
+    AutoDecoRunConfig,
     DemoConfig,
+    EvaluateConfig,
     PolicyRunConfig,
     RunConfig,
     SelectConfig,
-    TaskConfig,
     TokenRunConfig,
     build,
+    merged,
     read_toml,
 )
 from rheostat.console import Console
-from rheostat.errors import AdapterError, ConfigError, RheostatError
+from rheostat.decoding.spaces import strategies_named
+from rheostat.errors import ConfigError, RheostatError
+
+if TYPE_CHECKING:
+    from rheostat.adapters.files import LoadedAdapter
+    from rheostat.verbs.judge import Rivals
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -42,7 +61,7 @@ def _part(model: type[Config], arguments: BaseModel) -> Config:
 
 
 def _demo(arguments: Demo, console: Console) -> object:
-    from rheostat.verbs.report import demo
+    from rheostat.verbs.demo import demo
 
     results = demo(_part(DemoConfig, arguments), arguments.out, console)
     _show(results, arguments.out, console)
@@ -71,76 +90,64 @@ def _train_token(arguments: TrainToken, console: Console) -> object:
     return summary
 
 
+def _train_autodeco(arguments: TrainAutoDeco, console: Console) -> object:
+    from rheostat.verbs.autodeco import train_autodeco_heads
+
+    summary = train_autodeco_heads(_part(AutoDecoRunConfig, arguments), arguments.out, console)
+    console.say(
+        f"validation loss {summary['validation_loss']:.3f} (epoch {summary['kept_epoch']}), at the start "
+        f"{summary['validation_loss_at_the_start']:.3f}; adapter in {summary['adapter']}"
+    )
+    return summary
+
+
 def _evaluate(arguments: Evaluate, console: Console) -> object:
     from rheostat.adapters.files import load_adapter
-    from rheostat.adapters.sequence import SequenceAdapter
-    from rheostat.adapters.token import TokenAdapter
-    from rheostat.verbs.report import evaluate
+    from rheostat.verbs.judge import evaluate
     from rheostat.verbs.run import base_of, open_engine
 
     if arguments.policy:
         return _evaluate_policies(arguments, console)
     engine = open_engine(arguments.model, arguments.engine)
     loaded = {name: load_adapter(name, base=base_of(engine.info)) for name in arguments.adapter}
-    fields = arguments.model_dump(include=set(RunConfig.model_fields) - {"task", "commit"})
-    trained_on = [str(item.training["task"]) for item in loaded.values() if "task" in item.training]
-    fields["task"] = arguments.task or next(iter(trained_on), "demo")
-    sequences: dict[str, SequenceAdapter] = {}
-    tokens: dict[str, TokenAdapter] = {}
-    first = next(iter(loaded.values()), None)
-    if first is not None:
-        measured = (str(strategy) for item in loaded.values() for strategy in item.adapter.space)
-        fields |= {"strategies": tuple(dict.fromkeys(measured)), "order": first.adapter.space.order}
-    for name, item in loaded.items():
-        assert first is not None
-        if (type(item.adapter), item.adapter.space.order) != (type(first.adapter), first.adapter.space.order):
-            raise AdapterError(
-                f"{name}: it is of another level, or has another order of transforms, than {next(iter(loaded))}; "
-                "evaluate it alone"
-            )
-        if isinstance(item.adapter, TokenAdapter):
-            tokens[name] = item.adapter
-        else:
-            if item.adapter.config.budgets != first.adapter.config.budgets:
-                raise AdapterError(f"{name}: it has other budgets than {next(iter(loaded))}; evaluate it alone")
-            sequences[name] = item.adapter
-            fields["pooling"] = item.adapter.config.pooling
-            fields["bandit"] = fields["bandit"] | {"budgets": item.adapter.config.budgets}
-    if tokens:
-        budgets = sorted({k for adapter in tokens.values() for k in adapter.config.budgets}) or [1, 2, 4, 8]
-        if arguments.samples.test < 2 * budgets[-1]:
-            raise ConfigError(f"--samples.test must be at least twice the largest budget, {2 * budgets[-1]}")
-        config = build(
-            TokenRunConfig,
-            {name: fields[name] for name in (*TaskConfig.model_fields, *_SHARED)}
-            | {"samples": arguments.samples.test, "commit": bool(arguments.commit)}
-            | {"budgets": budgets, "group": budgets[-1] + 1},
-            "evaluate",
-        )
-        results = evaluate(config, arguments.out, console, tokens, engine)
-    else:
-        commit = True if arguments.commit is None else arguments.commit
-        results = evaluate(
-            build(RunConfig, fields | {"commit": commit}, "evaluate"), arguments.out, console, sequences, engine
-        )
+    config, rivals = _judged(arguments, loaded, engine.info.device)
+    results = evaluate(config, arguments.out, console, rivals, engine)
     _show(results, arguments.out, console)
     return results
 
 
-_SHARED = ("model", "engine", "strategies", "order", "problems", "test_from", "seed")  # of both levels' configurations
+def _judged(
+    arguments: Evaluate, loaded: Mapping[str, "LoadedAdapter[Any]"], device: str = "cpu"
+) -> tuple[EvaluateConfig, "Rivals"]:
+    """The configuration of an evaluation, which follows its adapters, and who is judged."""
+    from rheostat.verbs.judge import Rivals
+
+    fields = arguments.model_dump(include=set(EvaluateConfig.model_fields))
+    trained_on = [str(item.training["task"]) for item in loaded.values() if "task" in item.training]
+    fields["task"] = arguments.task or next(iter(trained_on), "demo")
+    rivals = Rivals.of({name: item.adapter for name, item in loaded.items()}, device, arguments.commit)
+    if rivals.space is not None:
+        more = strategies_named(arguments.strategies) if arguments.strategies else ()
+        measured = dict.fromkeys(map(str, (*rivals.space, *more)))
+        fields |= {"strategies": tuple(measured), "order": rivals.space.order}
+        fields["budgets"] = arguments.budgets or rivals.budgets
+    return build(EvaluateConfig, fields, "evaluate"), rivals
+
+
+def _policies(arguments: Evaluate) -> PolicyRunConfig:
+    if arguments.adapter:
+        raise ConfigError("give --adapter or --policy, not both: an adapter is compared with all of its strategies")
+    shared = set(PolicyRunConfig.model_fields) & set(EvaluateConfig.model_fields) - {"task", "strategies", "samples"}
+    fields = arguments.model_dump(include=shared) | {"limit": arguments.limit, "strategies": arguments.policy}
+    fields |= {"task": arguments.task or "demo", "samples": arguments.policy_samples}
+    return build(PolicyRunConfig, fields, "evaluate")
 
 
 def _evaluate_policies(arguments: Evaluate, console: Console) -> object:
     from rheostat.reports.terminal import policy_table
     from rheostat.verbs.policies import evaluate_policies
 
-    if arguments.adapter:
-        raise ConfigError("give --adapter or --policy, not both: an adapter is compared with all of its strategies")
-    shared = set(PolicyRunConfig.model_fields) & set(RunConfig.model_fields) - {"task", "strategies", "samples"}
-    fields = arguments.model_dump(include=shared) | {"limit": arguments.limit, "strategies": arguments.policy}
-    fields |= {"task": arguments.task or "demo", "samples": arguments.policy_samples}
-    config = build(PolicyRunConfig, fields, "evaluate")
-    results = evaluate_policies(config, arguments.out, console)
+    results = evaluate_policies(_policies(arguments), arguments.out, console)
     console.rich.print(policy_table(results))
     console.say(str(arguments.out / "results.json"))
     return results
@@ -274,6 +281,10 @@ def _bench(arguments: Bench, console: Console) -> object:
         from rheostat.bench.select import bench_select
 
         result = bench_select(arguments.repeats, console)
+    elif arguments.name == "vllm":
+        from rheostat.bench.vllm import bench_vllm
+
+        result = bench_vllm(arguments.model, arguments.repeats, console)
     else:
         from rheostat.bench.estimator import bench_estimator
 
@@ -288,6 +299,7 @@ VERBS: dict[str, tuple[type[BaseModel], Callable[..., object]]] = {
     "demo": (Demo, _demo),
     "train sequence": (TrainSequence, _train_sequence),
     "train token": (TrainToken, _train_token),
+    "train autodeco": (TrainAutoDeco, _train_autodeco),
     "select": (Select, _select),
     "evaluate": (Evaluate, _evaluate),
     "generate": (Generate, _generate),
@@ -296,6 +308,35 @@ VERBS: dict[str, tuple[type[BaseModel], Callable[..., object]]] = {
     "push": (Push, _push),
     "bench": (Bench, _bench),
 }
+
+
+def _plan(arguments: BaseModel) -> object:
+    """``--dry-run``: what the command would sample."""
+    from rheostat.adapters.files import load_adapter
+    from rheostat.verbs import plan
+
+    match arguments:
+        case Demo():
+            made = plan.plan_demo(_part(DemoConfig, arguments))
+        case TrainSequence():
+            made = plan.plan_train_sequence(_part(RunConfig, arguments))
+        case TrainToken():
+            made = plan.plan_train_token(_part(TokenRunConfig, arguments))
+        case TrainAutoDeco():
+            made = plan.plan_train_autodeco(_part(AutoDecoRunConfig, arguments))
+        case Select():
+            made = plan.plan_select(_part(SelectConfig, arguments))
+        case Evaluate() if arguments.policy:
+            made = plan.plan_policies(_policies(arguments))
+        case Evaluate():
+            here = [name for name in arguments.adapter if (Path(name) / "adapter.json").is_file()]
+            config, rivals = _judged(arguments, {name: load_adapter(name) for name in here})
+            made = plan.plan_evaluate(config, rivals, [name for name in arguments.adapter if name not in here])
+        case _:
+            raise AssertionError(f"{type(arguments).__name__} has no plan")
+    if not getattr(arguments, "json_output", False):
+        print(plan.text(made))
+    return made
 
 
 def usage() -> str:
@@ -310,7 +351,8 @@ def usage() -> str:
             *lines,
             "",
             "'rheostat VERB --help' lists a verb's options. All verbs take --config FILE.toml (fields as the options,",
-            "nested ones as tables; options win), --json, and --debug for a traceback.",
+            "nested ones as tables; of several files later ones win, and options over all), --json, and --debug for a",
+            "traceback. demo, train sequence, train token, evaluate and select take --dry-run: what they would sample.",
         ]
     )
 
@@ -322,31 +364,40 @@ def _split_verb(words: list[str]) -> tuple[str, list[str]]:
             return name, words[length:]
     given = words[0] if words else ""
     if given == "train":
-        raise ConfigError("train: say what to train: 'rheostat train sequence' or 'rheostat train token'")
+        raise ConfigError(
+            "train: say what: 'rheostat train sequence', 'rheostat train token' or 'rheostat train autodeco'"
+        )
     raise ConfigError(f"unknown verb {given!r}: use one of {', '.join(VERBS)} ('rheostat --help' explains them)")
 
 
-def _take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of ``--option VALUE`` or ``--option=VALUE``, and the words without it."""
-    for index, word in enumerate(words):
+def _take_option(words: list[str], option: str) -> tuple[list[str], list[str]]:
+    """The values of every ``--option VALUE`` or ``--option=VALUE``, and the words without them."""
+    values, rest, left = [], [], iter(words)
+    for word in left:
         if word == option:
-            if index + 1 == len(words):
+            value = next(left, None)
+            if value is None:
                 raise ConfigError(f"{option}: name a file")
-            return words[index + 1], words[:index] + words[index + 2 :]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2], words[:index] + words[index + 1 :]
-    return None, words
+            values.append(value)
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return values, rest
 
 
 def parse(name: str, words: list[str]) -> BaseModel:
-    """A verb's arguments from ``--config`` and the options after it, which win.
+    """A verb's arguments from ``--config`` files, of which later ones win, and the options, which win over all.
 
     Raises:
         ConfigError: anything wrong with them, in one line.
     """
     verb = VERBS[name][0]
-    config, words = _take_option(words, "--config")
-    fields = build(verb, read_toml(Path(config)), f"--config {config}") if config is not None else None
+    files, words = _take_option(words, "--config")
+    given: dict[str, Any] = {}
+    for file in files:
+        given = merged(given, read_toml(Path(file)))
+    fields = build(verb, given, f"--config {' '.join(files)}") if files else None
     said, asked = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(asked):
@@ -394,7 +445,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         name, rest = _split_verb(words)
         arguments = parse(name, rest)
-        result = VERBS[name][1](arguments, console)
+        planned = getattr(arguments, "dry_run", False)
+        result = _plan(arguments) if planned else VERBS[name][1](arguments, console)
         if getattr(arguments, "json_output", False):
             print(json.dumps(result, indent=1))
     except SystemExit as stop:  # --help

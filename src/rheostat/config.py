@@ -2,18 +2,24 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rheostat.adapters.sequence import PromptFeatures
+from rheostat.baselines import Baseline
 from rheostat.decoding.spaces import space_named, strategies_named
-from rheostat.decoding.strategy import ActionSpace, Order
+from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.engines.base import Pooling
 from rheostat.errors import ConfigError, RheostatError
 from rheostat.tasks.choose import TaskChoice
+from rheostat.training.autodeco import AutoDecoTrainingConfig
 from rheostat.training.bandit import BanditConfig, Estimator
+from rheostat.training.budgets import ParallelBudgets
 from rheostat.training.token_config import TokenTrainingConfig
 from rheostat.training.tracking import Tracking
+
+EngineName = Literal["local", "vllm"]
 
 
 class Splits(BaseModel):
@@ -60,10 +66,15 @@ class RunConfig(TaskConfig):
     """Everything that shapes the numbers of a run."""
 
     model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
     strategies: tuple[str, ...] = Field(
         ("table13",), description="action space: a table of the paper, or strategies like greedy T=0.75,k=10"
     )
     order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
+    features: PromptFeatures = Field(
+        PromptFeatures.HIDDEN,
+        description="what the policy reads of a prompt: hidden (its embedding), or entropy (of the next token)",
+    )
     pooling: Pooling = Field(Pooling.LAST, description="prompt embedding: the last token's state, or the mean")
     problems: Splits = Field(Splits(train=900, validation=300, test=1080), description="problems of each split")
     test_from: int = Field(
@@ -124,7 +135,12 @@ class TokenRunConfig(TokenLevel):
     """Everything that shapes the numbers of a token-level run."""
 
     model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
     order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
+    start: str | None = Field(
+        None,
+        description="sequence-level adapter (folder or Hub id) to start from and to read, with the same strategies",
+    )
     commit: bool = Field(
         False, description="in evaluation: take the most probable action at every token instead of drawing one"
     )
@@ -136,13 +152,86 @@ class TokenRunConfig(TokenLevel):
         return space_named(self.strategies, self.order)
 
 
+class LearnedSplits(BaseModel):
+    """A whole number for each split that is learned from or chosen on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: int = Field(ge=1, description="for learning")
+    validation: int = Field(ge=1, description="for choosing")
+
+
+class AutoDecoRunConfig(TaskConfig, AutoDecoTrainingConfig):
+    """Everything that shapes AutoDeco heads."""
+
+    task: str = Field("steps", description="as at the token level: a name of 'rheostat tasks list', or FILE.jsonl")
+    model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
+    problems: LearnedSplits = Field(LearnedSplits(train=720, validation=96), description="problems of each split")
+    seed: int = Field(0, description="every draw and every initial weight is a function of it")
+
+    @property
+    def order(self) -> Order:
+        """Of no consequence: answers are drawn without truncation."""
+        return Order.VLLM
+
+    @property
+    def space(self) -> ActionSpace:
+        """What answers are drawn with."""
+        return ActionSpace((Strategy(1.0),), self.order)
+
+
+class EvaluateConfig(TaskConfig):
+    """Everything that shapes the numbers of adapters, baselines and strategies judged together."""
+
+    model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
+    strategies: tuple[str, ...] = Field(
+        (), description="strategies to measure beside those of the adapters (without adapters: table13)"
+    )
+    order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
+    budgets: ParallelBudgets | None = Field(
+        None, description="parallel budgets B (default: those that the adapters were trained for, else 1 2 4 8)"
+    )
+    problems: Splits = Field(
+        Splits(train=900, validation=300, test=1080), description="problems of each split; none of train are read"
+    )
+    test_from: int = Field(0, ge=0, description="first problem of the test split to judge on, counted from 0")
+    samples: Splits = Field(
+        Splits(train=8, validation=16, test=16),
+        description="completions per problem and strategy, or per policy and budget; none of train are drawn",
+    )
+    baselines: tuple[Baseline, ...] = Field(
+        (), description="rivals to tune on validation and to judge: turn, edt, dynamic (docs/baselines.md)"
+    )
+    seed: int = Field(0, description="every draw is a function of it")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "EvaluateConfig":
+        most = max(self.judged_budgets)
+        if self.samples.validation < most:
+            raise ValueError(f"samples.validation must be at least the largest budget, {most}")
+        if self.samples.test < 2 * most:
+            raise ValueError(f"samples.test must be at least twice the largest budget, {2 * most}")
+        return self
+
+    @property
+    def judged_budgets(self) -> tuple[int, ...]:
+        return self.budgets or (1, 2, 4, 8)
+
+    @property
+    def space(self) -> ActionSpace:
+        return space_named(self.strategies or ("table13",), self.order)
+
+
 class PolicyRunConfig(TaskConfig):
     """Everything that shapes the numbers of fixed strategies judged as they are."""
 
     model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
     strategies: tuple[str, ...] = Field(("greedy",), description="a table of the paper, or strategies like T=0.7,p=0.9")
     order: Order = Field(Order.VLLM, description="order of the transforms: as vLLM or as transformers applies them")
-    limit: int = Field(100, ge=1, description="problems of the test split")
+    limit: int = Field(120, ge=1, description="problems of the test split")
     test_from: int = Field(0, ge=0, description="first problem of the test split to judge on, counted from 0")
     samples: int = Field(1, ge=1, description="completions per problem and strategy")
     seed: int = Field(0, description="every draw is a function of it")
@@ -156,6 +245,7 @@ class SelectConfig(TaskConfig):
     """Everything that shapes the choice of an action space."""
 
     model: str = Field("smollm2", description="base model: a name from 'rheostat models list', a folder, or a Hub id")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
     candidates: tuple[str, ...] = Field(
         ("grid", "greedy"),
         description="the pool: grid (the 180 of Table 10), greedy, tables of the paper, strategies, FILE.toml",
@@ -216,6 +306,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"--config {path}: {error}") from error
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """``second`` over ``first``; tables that both have are merged field by field."""
+    both = dict(first)
+    for name, value in second.items():
+        has_both = isinstance(value, dict) and isinstance(both.get(name), dict)
+        both[name] = merged(both[name], value) if has_both else value
+    return both
 
 
 def build(model: type[Model], fields: dict[str, Any], source: str) -> Model:

@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 
+from rheostat.adapters.autodeco import AutoDeco, AutoDecoding
 from rheostat.adapters.files import load_adapter
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
 from rheostat.decoding.strategy import Order, Strategy
-from rheostat.engines.base import Pooling, Request
+from rheostat.engines.base import Request
 from rheostat.errors import ConfigError
 from rheostat.evaluation.behaviour import traced
 from rheostat.seeding import derive_seed
+from rheostat.training.prompts import represent
 from rheostat.types import Completion, Prompt
 from rheostat.verbs.run import base_of, open_engine
 
@@ -36,7 +38,7 @@ def generate(
         prompt: the text, or with ``chat`` the user's message.
         model: base model: a name, a folder, or a Hub id.
         adapter: folder or Hub id; a sequence-level one picks the strategy from the prompt and the budget, a token-level
-            one an action at every token.
+            one an action at every token, AutoDeco heads a temperature and a top-p at every token.
         strategy: a fixed strategy instead, like ``greedy`` or ``T=0.7,p=0.9`` (default ``T=1``).
         budget: parallel budget B of at least 1.
         max_tokens: token budget b of at least 1.
@@ -73,9 +75,13 @@ def generate(
         return free | {"completions": _plain(engine.generate(requests, decoding, policy.space.order))}
     if trace or commit:
         raise ConfigError("--trace and --commit need --adapter with a token-level adapter")
+    if isinstance(policy, AutoDeco):
+        requests = [Request(asked, None, sample, seed, max_tokens, budget) for sample in range(budget)]
+        completions = engine.generate(requests, AutoDecoding(policy.to(engine.info.device)))
+        return {"strategy": None, "probabilities": {}, "completions": _plain(completions)}
     order, probabilities = Order.VLLM, {}
     if policy is not None:
-        embedding_PH = engine.embed([asked], Pooling(policy.config.pooling))
+        embedding_PH = represent(engine, [asked], policy.config)
         budget_P = torch.tensor([budget])
         action = int(policy.choose(embedding_PH, budget_P))
         pi_A = policy.probabilities(embedding_PH, budget_P)[0].tolist()

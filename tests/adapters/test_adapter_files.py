@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rheostat.adapters.files import BaseModel, LoadedAdapter, load_adapter, push_adapter, save_adapter
-from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
+from rheostat.adapters.sequence import PromptFeatures, SequenceAdapter, SequenceConfig
 from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenConfig, TokenInputs
 from rheostat.decoding.spaces import TABLE_13, TABLE_14
 from rheostat.decoding.strategy import ActionSpace, Order
@@ -109,6 +109,22 @@ def test_an_adapter_comes_back_as_it_was(tmp_path: Path, with_budget: bool) -> N
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["adapter"]
 
 
+def test_an_adapter_that_reads_the_entropy_comes_back_and_a_file_from_before_reads_the_hidden_state(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = SequenceConfig(5, width=6, budget_width=3, features=PromptFeatures.ENTROPY)
+    adapter = SequenceAdapter(config, TABLE_13)
+    adapter.standardizer.fit(torch.tensor([[0.1, 0.9], [2.0, 0.3]]))
+    save_adapter(tmp_path / "entropy", adapter, BASE, TRAINING, METRICS)
+    loaded = load_adapter(tmp_path / "entropy", base=BASE, kind="sequence").adapter
+    assert loaded.config == config
+    assert torch.equal(loaded.standardizer.scale_H, adapter.standardizer.scale_H)
+    card = " ".join((tmp_path / "entropy" / "README.md").read_text().split())
+    assert "it reads the entropy and the largest probability of the model's next-token distribution after the" in card
+    rewrite(folder, lambda fields: fields["features"].pop("features"))
+    assert load_adapter(folder, kind="sequence").adapter.config == adapter_of().config
+
+
 @pytest.mark.parametrize(
     ("features", "with_budget", "budgets"), list(itertools.product(Features, (True, False), ((), (1, 4))))
 )
@@ -130,9 +146,9 @@ def test_a_token_adapter_comes_back_as_it_was(
 def test_an_adapter_of_the_other_kind_is_refused_where_one_kind_is_needed(folder: Path, token_folder: Path) -> None:
     assert isinstance(load_adapter(folder, kind="sequence").adapter, SequenceAdapter)
     text = refusal(folder, base=BASE, kind="token")
-    assert text.startswith(f"{folder}: this is a sequence-level adapter, a token-level one is needed: ")
+    assert text.startswith(f"{folder}: this is a sequence-level adapter, a token-level adapter is needed: ")
     text = refusal(token_folder, base=BASE, kind="sequence")
-    assert text.startswith(f"{token_folder}: this is a token-level adapter, a sequence-level one is needed: ")
+    assert text.startswith(f"{token_folder}: this is a token-level adapter, a sequence-level adapter is needed: ")
 
 
 def test_a_token_adapter_is_for_its_base_model_too(token_folder: Path, tmp_path: Path) -> None:
@@ -261,10 +277,10 @@ def reweigh(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], r
         (lambda f: f.update(format_version=True), "format_version True"),
         (
             lambda f: f.update(kind="both"),
-            "kind 'both': this Rheostat loads adapters of kind 'sequence' and 'token' only",
+            "kind 'both': this Rheostat loads adapters of kind 'sequence', 'token' and 'autodeco' only",
         ),
         (lambda f: f.update(kind=["token"]), r"kind \['token'\]"),
-        (lambda f: f.update(kind="token"), r"features\.features: is missing"),
+        (lambda f: f.update(kind="token"), r"features\.pooling: unknown key"),
         (lambda f: f.pop("kind"), "not the description of an adapter"),
         (lambda f: f["features"].update(with_budget=1), r"features\.with_budget"),
         (lambda f: f["features"].update(width="6"), r"features\.width"),

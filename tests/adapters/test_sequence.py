@@ -24,7 +24,7 @@ def adapter_of(trained: bool = True, seed: int = 3, **fields: Any) -> SequenceAd
         with torch.no_grad():
             adapter.output.weight.normal_(generator=generator)
             adapter.output.bias.normal_(generator=generator)
-        adapter.standardizer.fit(embeddings(40) * 3 + 2)
+        adapter.standardizer.fit(embeddings(40)[:, : adapter.config.inputs] * 3 + 2)
     return adapter
 
 
@@ -43,7 +43,7 @@ def plain_probabilities(adapter: SequenceAdapter, embedding_PH: torch.Tensor, bu
         return x / (1 + np.exp(-x))
 
     z = (embedding_PH.double().numpy() - tensors["standardizer.mean_H"]) / tensors["standardizer.scale_H"]
-    z = z * np.sqrt(adapter.config.budget_width / adapter.config.hidden_size)
+    z = z * np.sqrt(adapter.config.budget_width / embedding_PH.shape[1])
     if adapter.config.with_budget:
         log = np.log2(budget_P.numpy().astype(float))[:, None]
         z = np.concatenate([z, linear("budget_encoder.output", silu(linear("budget_encoder.hidden", log)))], axis=1)
@@ -52,10 +52,11 @@ def plain_probabilities(adapter: SequenceAdapter, embedding_PH: torch.Tensor, bu
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("fields", [{}, {"with_budget": False}, {"temperature": 0.4}])
+@pytest.mark.parametrize("fields", [{}, {"with_budget": False}, {"temperature": 0.4}, {"features": "entropy"}])
 def test_probabilities_are_those_of_a_plain_mlp(fields: dict[str, Any]) -> None:
     adapter = adapter_of(**fields)
-    embedding_PH, budget_P = embeddings(20) * 3, torch.tensor([1, 2, 3, 8] * 5)
+    inputs = 2 if "features" in fields else H
+    embedding_PH, budget_P = embeddings(20)[:, :inputs] * 3, torch.tensor([1, 2, 3, 8] * 5)
     pi_PA = adapter.probabilities(embedding_PH, budget_P)
     assert pi_PA.dtype == torch.float32
     np.testing.assert_allclose(pi_PA.numpy(), plain_probabilities(adapter, embedding_PH, budget_P), atol=2e-6)
@@ -140,6 +141,8 @@ def test_wrong_inputs_are_refused_in_one_line() -> None:
     adapter = adapter_of()
     with pytest.raises(AdapterError, match=r"embeddings of 5 numbers, got 6"):
         adapter.probabilities(torch.zeros(2, 6), torch.tensor([1, 2]))
+    with pytest.raises(AdapterError, match=r"embeddings of 2 numbers, got 5"):
+        adapter_of(features="entropy").probabilities(torch.zeros(2, H), torch.tensor([1, 2]))
     with pytest.raises(AdapterError, match="one embedding per row"):
         adapter.probabilities(torch.zeros(5), torch.tensor([1]))
     with pytest.raises(ConfigError, match="budget must be at least 1, got 0"):
@@ -169,6 +172,8 @@ def test_wrong_inputs_are_refused_in_one_line() -> None:
         {"budgets": (1, 1)},
         {"budgets": (0, 1)},
         {"with_budget": 1},
+        {"features": "eyes"},
+        {"features": "hidden+entropy"},
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused_in_one_line(fields: dict[str, Any]) -> None:

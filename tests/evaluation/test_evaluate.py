@@ -5,6 +5,7 @@ greedy at k = 1 and warm at k = 2, and the best single strategy is greedy, where
 chosen warm throughout.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,14 +16,24 @@ from torch import Tensor
 
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.errors import ConfigError
-from rheostat.evaluation.evaluate import Comparison, Row, compare, compare_token
+from rheostat.evaluation.evaluate import Comparison, Row, compare, groups_of
+from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_judged
 from rheostat.rollouts.sweep import PolicySweep, Sweep
-from rheostat.statistics import mean_interval, paired_difference
+from rheostat.statistics import (
+    equivalent_samples,
+    holm,
+    oracle_at_k,
+    paired_difference,
+    paired_p_value,
+    proportion_interval,
+    sign_test,
+    tokens_per_solved,
+)
 from rheostat.types import Problem
 
 COLD, WARM = "T=0.5", "T=1"
 SPACE = ActionSpace((Strategy(0.5), Strategy(1.0)))
-BUDGETS = (1, 2)
+BUDGETS, GRID = (1, 2), (1, 2, 4)
 VALIDATION_RIGHT, TEST_RIGHT = [[4, 1], [2, 2]], [[2, 0], [1, 4]]  # right samples, by strategy and problem
 EMBEDDING_PH = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
@@ -32,6 +43,10 @@ DRAWN = {1: [0.75 / 2 + 0.25 / 4, 0.75], 2: [0.4 * 5 / 6 + 0.6 / 2, 0.1]}
 COMMITTED = {1: [1 / 2, 1], 2: [1 / 2, 0]}
 BEST = {1: STATIC[COLD][1], 2: STATIC[WARM][2]}
 MIXED = {1: [3 / 8, 1 / 2], 2: [2 / 3, 1 / 2]}
+
+
+# chosen on one half of the four samples, valued on the other, both ways: the first problem has cold 11|00, warm 10|00
+ORACLE = {k: oracle_at_k(np.array([[[1, 1, 0, 0], [1, 0, 0, 0]], [[0] * 4, [1] * 4]]), k).tolist() for k in BUDGETS}
 
 
 class Lookup:
@@ -58,10 +73,20 @@ def sweep_of(right_AP: list[list[int]], space: ActionSpace = SPACE) -> Sweep:
     return Sweep(problems, space, rewards_PAS.astype(np.float32), lengths_PAS, lengths_PAS < 0, 16, 32, 0, 0)
 
 
+def compare_prompts(validation: Sweep, test: Sweep, adapters: dict[str, Lookup], commit: bool) -> Comparison:
+    """Sequence-level adapters and nothing else."""
+    measured = Measured.of(test, BUDGETS, GRID)
+    judged = {
+        name: measured.mixture("adapter", sequence_choices(name, adapter, test.space, EMBEDDING_PH, BUDGETS, commit))
+        for name, adapter in adapters.items()
+    }
+    uniform = {k: np.full((len(test.problems), len(test.space)), 1 / len(test.space)) for k in BUDGETS}
+    groups = groups_of(test.problems, [False] * len(test.problems))
+    return compare(validation, measured, judged, measured.mixture("mixed", uniform), groups)
+
+
 def compared(commit: bool = False) -> Comparison:
-    return compare(
-        sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"adapter": policy()}, EMBEDDING_PH, BUDGETS, commit
-    )
+    return compare_prompts(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"adapter": policy()}, commit)
 
 
 def with_mean(values: dict[int, list[float]]) -> dict[int | str, NDArray[np.float64]]:
@@ -75,6 +100,7 @@ def expected(commit: bool) -> dict[tuple[str, str], dict[int | str, NDArray[np.f
         ("BEST", "best"): with_mean(BEST),
         ("best single strategy", "best"): with_mean(STATIC[COLD]),
         ("MIXED", "mixed"): with_mean(MIXED),
+        ("oracle", "oracle"): with_mean(ORACLE),
         (COLD, "static"): with_mean(STATIC[COLD]),
         (WARM, "static"): with_mean(STATIC[WARM]),
     }
@@ -92,7 +118,7 @@ def test_rows_by_hand(commit: bool) -> None:
     for (policy_name, kind, k), row in rows.items():
         values_P = values[policy_name, kind][k]
         assert numbers(row)[0] == pytest.approx(values_P.mean(), abs=1e-6)
-        interval = mean_interval(values_P, bounds=(0.0, 1.0))
+        interval = proportion_interval(values_P)
         assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
         assert (row.n_problems, row.n_samples, row.member) == (2, 4, None)
 
@@ -115,7 +141,7 @@ def test_best_is_chosen_on_validation_even_where_test_would_choose_otherwise() -
     assert chosen(compared(), "BEST") == {1: COLD, 2: WARM, "mean": None}
     assert chosen(compared(), "best single strategy") == {1: COLD, 2: COLD, "mean": COLD}
     assert chosen(compared(), "MIXED") == chosen(compared(), "adapter") == {1: None, 2: None, "mean": None}
-    on_test = compare(sweep_of(TEST_RIGHT), sweep_of(TEST_RIGHT), {}, EMBEDDING_PH, BUDGETS, commit=False)
+    on_test = compare_prompts(sweep_of(TEST_RIGHT), sweep_of(TEST_RIGHT), {}, commit=False)
     assert chosen(on_test, "BEST") == {1: WARM, 2: WARM, "mean": None}
     assert chosen(on_test, "best single strategy") == {1: WARM, 2: WARM, "mean": WARM}
 
@@ -148,19 +174,17 @@ def test_rows_by_member() -> None:
         assert (row.n_problems, row.n_samples) == (1, 4)
 
 
-def test_choices_are_the_first_adapters_by_member_and_budget() -> None:
+def test_choices_of_adapters_are_drawn_or_committed() -> None:
     other = Lookup({k: [[1.0, 0.0], [1.0, 0.0]] for k in BUDGETS})
     for commit, first in (
         (False, {1: [[0.75, 0.25], [0.25, 0.75]], 2: [[0.4, 0.6], [0.9, 0.1]]}),
         (True, {1: [[1, 0], [0, 1]], 2: [[0, 1], [1, 0]]}),
     ):
+        pi = sequence_choices("adapter", policy(), SPACE, EMBEDDING_PH, BUDGETS, commit)
+        for k in BUDGETS:
+            np.testing.assert_allclose(pi[k], first[k], atol=1e-6)
         adapters = {"adapter": policy(), "other": other}
-        got = compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), adapters, EMBEDDING_PH, BUDGETS, commit)
-        assert got.choices == [
-            {"member": member, "budget": k, "probability": first[k][index]}
-            for k in BUDGETS
-            for index, member in enumerate(("sums", "words"))
-        ]
+        got = compare_prompts(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), adapters, commit)
         assert {d.policy for d in got.differences} == {"adapter", "other"}
 
 
@@ -168,14 +192,14 @@ def test_a_missing_verdict_counts_as_wrong() -> None:
     test = sweep_of(TEST_RIGHT)
     rewards_PAS = test.rewards_PAS.copy()
     rewards_PAS[1, 1, 0] = np.nan
-    got = compare(sweep_of(VALIDATION_RIGHT), replace(test, rewards_PAS=rewards_PAS), {}, EMBEDDING_PH, (1,), False)
+    got = compare_prompts(sweep_of(VALIDATION_RIGHT), replace(test, rewards_PAS=rewards_PAS), {}, False)
     assert {row.policy: row.estimate for row in got.rows if row.k == 1}[WARM] == (1 / 4 + 3 / 4) / 2
 
 
 def test_without_adapters_only_static_strategies_are_compared() -> None:
-    got = compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {}, EMBEDDING_PH, BUDGETS, commit=True)
-    assert got.differences == got.choices == []
-    assert {row.policy for row in got.rows} == {"BEST", "best single strategy", "MIXED", COLD, WARM}
+    got = compare_prompts(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {}, commit=True)
+    assert got.differences == []
+    assert {row.policy for row in got.rows} == {"BEST", "best single strategy", "MIXED", "oracle", COLD, WARM}
 
 
 def test_adapters_of_several_spaces_are_compared_among_all_that_was_measured() -> None:
@@ -185,7 +209,7 @@ def test_adapters_of_several_spaces_are_compared_among_all_that_was_measured() -
     warm = Lookup({k: [[1.0], [1.0]] for k in BUDGETS})
     warm.space = ActionSpace((Strategy(1.0),))
     adapters = {"adapter": policy(), "reversed": reversed_policy, "warm": warm}
-    got = compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), adapters, EMBEDDING_PH, BUDGETS, False)
+    got = compare_prompts(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), adapters, False)
     value = {(row.policy, row.k): row.estimate for row in got.rows}
     for k in (*BUDGETS, "mean"):
         assert value["reversed", k] == value["adapter", k]
@@ -208,7 +232,7 @@ def test_an_adapter_with_another_space_is_refused(space: ActionSpace) -> None:
     stranger = policy()
     stranger.space = space
     with pytest.raises(ConfigError, match="stranger: it has"):
-        compare(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"stranger": stranger}, EMBEDDING_PH, BUDGETS, True)
+        compare_prompts(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {"stranger": stranger}, True)
 
 
 # --- Token level: pass@k over samples that were drawn under B = k ---
@@ -230,23 +254,36 @@ TOKEN = {
     ("BEST", "best"): with_mean(BEST),
     ("best single strategy", "best"): with_mean(STATIC[COLD]),
     ("MIXED", "mixed"): with_mean({1: [1 / 4, 1 / 2], 2: [1 / 2, 5 / 6]}),
+    ("oracle", "oracle"): with_mean(ORACLE),
     (COLD, "static"): with_mean(STATIC[COLD]),
     (WARM, "static"): with_mean(STATIC[WARM]),
 }
 
 
-def token_compared(cot: tuple[bool, bool] = (False, False)) -> Comparison:
-    sweeps = {"aware": AWARE, "blind": BLIND}
-    return compare_token(
-        sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), sweeps, UNIFORM, BUDGETS, np.array(cot, dtype=np.bool_)
-    )
+def compare_tokens(
+    test: Sweep,
+    sweeps: dict[str, dict[int, PolicySweep]],
+    mixed: PolicySweep,
+    cot: Sequence[bool],
+    kind: str = "adapter",
+) -> Comparison:
+    """Token-level policies and nothing else; the second of several is of ``kind``."""
+    kinds = {name: kind if number == 1 else "adapter" for number, name in enumerate(sweeps)}
+    judged = {name: token_judged(kinds[name], own, GRID) for name, own in sweeps.items()}
+    at_random = token_judged("mixed", dict.fromkeys(BUDGETS, mixed), GRID)
+    measured, groups = Measured.of(test, BUDGETS, GRID), groups_of(test.problems, cot)
+    return compare(sweep_of(VALIDATION_RIGHT), measured, judged, at_random, groups)
+
+
+def token_compared(cot: tuple[bool, bool] = (False, False), kind: str = "adapter") -> Comparison:
+    return compare_tokens(sweep_of(TEST_RIGHT), {"aware": AWARE, "blind": BLIND}, UNIFORM, cot, kind)
 
 
 def test_token_rows_by_hand() -> None:
     rows = {(row.policy, row.kind, row.k): row for row in token_compared().rows}
     assert set(rows) == {(*name, k) for name in TOKEN for k in (1, 2, "mean")}
     for (name, kind, k), row in rows.items():
-        interval = mean_interval(TOKEN[name, kind][k], bounds=(0.0, 1.0))
+        interval = proportion_interval(TOKEN[name, kind][k])
         assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
         assert (row.n_problems, row.n_samples, row.style) == (2, 4, None)
     assert rows["aware", "adapter", 2].estimate == 0.85
@@ -277,10 +314,7 @@ def test_token_rows_by_style_need_two_styles_and_two_problems_of_one() -> None:
         32, 64, 0, 0,
     )  # fmt: skip
     adapter = {k: policy_sweep([0, 4, 1, 3], 4) for k in BUDGETS}
-    got = compare_token(
-        sweep_of(VALIDATION_RIGHT), double, {"own": adapter}, policy_sweep([4, 0, 2, 2], 4), BUDGETS,
-        np.array([True, False, False, True]),
-    )  # fmt: skip
+    got = compare_tokens(double, {"own": adapter}, policy_sweep([4, 0, 2, 2], 4), [True, False, False, True])
     rows = {(row.style, row.policy, row.k): row for row in got.by_style}
     assert {style for style, *_ in rows} == {"cot", "direct"}
     assert rows["cot", "own", 1].estimate == pytest.approx((0 + 3 / 4) / 2)
@@ -288,3 +322,84 @@ def test_token_rows_by_style_need_two_styles_and_two_problems_of_one() -> None:
     assert rows["cot", "MIXED", 2].estimate == pytest.approx((1 + 5 / 6) / 2, abs=1e-6)
     assert rows["direct", COLD, 1].estimate == pytest.approx((0 + 1 / 2) / 2)
     assert all(row.n_problems == 2 for row in got.by_style)
+
+
+# --- What it costs, how sure it is, and who is compared with whom ---
+
+
+def test_p_values_are_those_of_the_tests_and_corrected_over_a_rival() -> None:
+    differences = token_compared().differences
+    for rival in ("BEST", "MIXED"):
+        family = [d for d in differences if d.baseline == rival]
+        kind = {"BEST": "best", "MIXED": "mixed"}[rival]
+        for d in family:
+            pair = TOKEN[d.policy, "adapter"][d.k], TOKEN[rival, kind][d.k]
+            assert d.p == pytest.approx(paired_p_value(*pair), rel=5e-3)
+            assert d.p_sign == pytest.approx(sign_test(*pair), rel=5e-3)
+        assert [d.p_holm for d in family] == pytest.approx(holm([d.p for d in family]), rel=5e-3)
+        assert any(d.p_holm > d.p for d in family)
+
+
+def test_a_baseline_is_a_rival_and_no_adapter() -> None:
+    differences = token_compared(kind="baseline").differences
+    pairs = {(d.policy, d.baseline) for d in differences}
+    static = {"best single strategy", "BEST", "MIXED"}
+    assert pairs == {("aware", name) for name in (*static, "blind")} | {("blind", name) for name in static}
+
+
+def test_costs_by_hand() -> None:
+    """Answers of three tokens (cold) and one (warm); greedy decoding needs one sample whatever k is."""
+    test = sweep_of(TEST_RIGHT, ActionSpace((Strategy(0), Strategy(1.0))))
+    lengths_PAS = np.broadcast_to(np.array([3, 1])[None, :, None], test.length_PAS.shape)
+    test = replace(test, length_PAS=lengths_PAS)
+    validation = sweep_of(VALIDATION_RIGHT, test.space)
+    measured = Measured.of(test, BUDGETS, GRID)
+    half = {k: np.full((2, 2), 0.5) for k in BUDGETS}
+    judged = {"half": measured.mixture("adapter", half)}
+    got = compare(validation, measured, judged, measured.mixture("mixed", half), groups_of(test.problems, [False] * 2))
+    cost = {(c.policy, c.k): c for c in got.costs}
+    assert (cost["greedy", 1].tokens, cost["greedy", 2].tokens) == (3, 3)
+    assert (cost[WARM, 1].tokens, cost[WARM, 2].tokens) == (1, 2)
+    assert (cost["half", 1].tokens, cost["half", 2].tokens) == (2, 2.5)
+    assert ("oracle", 1) not in cost
+    solved_P = np.array([(1 / 2 + 1 / 4) / 2, 1 / 2])
+    interval = tokens_per_solved(np.array([2.0, 2.0]), solved_P)
+    assert cost["half", 1].tokens_per_solved == pytest.approx(
+        (interval.estimate, interval.low, interval.high), abs=1e-3
+    )
+    plain_PK = np.stack([test.pass_at(k)[:, 0] for k in (1, 2, 3, 4)], axis=1)  # greedy is the best single strategy
+    equal = equivalent_samples(plain_PK, solved_P)
+    assert cost["half", 1].equal_to == (
+        pytest.approx(equal.estimate, abs=1e-3), pytest.approx(equal.low, abs=1e-3), None
+    )  # fmt: skip
+    assert cost["BEST", 1].equal_to is None
+
+
+def test_accuracy_within_tokens() -> None:
+    """Nothing is right within one token where answers take two; everything that ever is, within four."""
+    test = sweep_of(TEST_RIGHT)
+    test = replace(test, length_PAS=np.full(test.length_PAS.shape, 2))
+    got = compare_prompts(sweep_of(VALIDATION_RIGHT), test, {"adapter": policy()}, commit=False)
+    within = {item.policy: item for item in got.within}
+    assert within["adapter"].tokens == GRID
+    assert within["adapter"].accuracy == pytest.approx((0, np.mean(DRAWN[1]), np.mean(DRAWN[1])), abs=1e-6)
+    assert within["adapter"].area[0] == pytest.approx(0.75 * np.mean(DRAWN[1]), abs=1e-6)  # rises over the first of two
+    assert "oracle" not in within
+
+
+def test_groups_by_level_and_subject() -> None:
+    problems = [
+        Problem(f"p{i}", "math", "math", f"q{i}", "a", {"level": f"Level {1 + i % 2}", "type": "Algebra"})
+        for i in range(4)
+    ]
+    groups = groups_of(problems, [True] * 4)
+    assert set(groups) == {"member", "level"}  # one subject, one style: nothing to tell apart
+    assert groups["level"]["Level 2"].tolist() == [False, True, False, True]
+
+
+def test_a_judged_policy_keeps_what_it_was_given() -> None:
+    judged = token_judged("adapter", AWARE, GRID)
+    assert isinstance(judged, Judged)
+    assert judged.samples == 4
+    assert {k: value.tolist() for k, value in judged.solved.items()} == {1: [1 / 4, 3 / 4], 2: [pytest.approx(0.7), 1]}
+    assert {k: value.tolist() for k, value in (judged.tokens or {}).items()} == {1: [1, 1], 2: [2, 2]}

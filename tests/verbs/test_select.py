@@ -2,6 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -272,3 +276,43 @@ def test_the_plan_of_the_documentation_is_the_command_s() -> None:
     assert [(int(a), int(b), int(c)) for a, b, c, _ in rows] == [(r.strategies, r.problems, r.samples) for r in plan]
     assert sum(int(fresh.replace(",", "")) for *_, fresh in rows) == rollouts_of(plan)
     assert f"asks for {rollouts_of(plan):,}" in page
+
+
+def test_a_sweep_killed_at_any_moment_and_started_again_ends_as_if_undisturbed(task: str, tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+
+    def command(out: Path) -> list[str]:
+        words = ["select", "--model", "fake", "--task", task, "--verifier", "exact", "--max-tokens", "2"]
+        words += [
+            "--problems",
+            "32",
+            "--samples",
+            "4",
+            "--actions",
+            "2",
+            "--max-rollouts",
+            "800",
+            "--candidates",
+            *POOL,
+        ]
+        return [sys.executable, "-m", "rheostat.cli", *words, "--out", str(out)]
+
+    subprocess.run(command(undisturbed), check=True, capture_output=True)
+    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(killed.glob("rollouts/*.parquet")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    subprocess.run(command(killed), check=True, capture_output=True)
+
+    results = [json.loads((out / "results.json").read_text()) for out in (undisturbed, killed)]
+    assert len(results[0]["plan"]) > 1
+    for name in ("greedy", "top", "held_out", "chosen_in_resamples", "plan", "heat", "counts"):
+        assert results[0][name] == results[1][name], name
+    assert len({(out / "action_space.toml").read_text() for out in (undisturbed, killed)}) == 1
+    counts = []
+    for out in (undisturbed, killed):
+        with RolloutStore(out / "rollouts") as store:
+            counts.append(store.query("SELECT count(*), count(DISTINCT key) FROM rollouts").fetchall()[0])
+    assert counts[0] == counts[1]
+    assert counts[0][0] == counts[0][1] > 0

@@ -5,8 +5,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from rheostat.adapters.autodeco import AutoDecoConfig
 from rheostat.adapters.description import Config
-from rheostat.adapters.sequence import SequenceConfig
+from rheostat.adapters.sequence import PromptFeatures, SequenceConfig
 from rheostat.decoding.strategy import ActionSpace
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -16,7 +17,7 @@ _OFF = "–"
 def model_card(
     base_id: str,
     config: Config,
-    space: ActionSpace,
+    space: ActionSpace | None,
     training: Mapping[str, object],
     metrics: Mapping[str, object],
 ) -> str:
@@ -25,7 +26,7 @@ def model_card(
     Args:
         base_id: the base model; a local path is left out of the front matter, which names Hub models only.
         config: what the adapter reads.
-        space: what it chooses from.
+        space: what it chooses from; None: any temperature and top-p.
         training: shown as a table where a value is a number, a text or a list of these.
         metrics: ``rows``, a list of mappings with policy, k, estimate, low, high and n_problems, becomes the table of
             results; other numbers and texts are listed below it.
@@ -34,14 +35,9 @@ def model_card(
     parts = [
         _front_matter(base_id),
         f"# Decoding adapter for {name}",
-        f"{_nature(config, len(space))} The base model itself stays as it is. The method is that of *Learning Adaptive "
-        "LLM Decoding* (Su et al., 2026, arXiv:2603.09065), as implemented by Rheostat.",
-        "## Strategies",
-        _table(
-            ("#", "temperature", "top-k", "top-p", "min-p"),
-            [(i, "greedy" if s.is_greedy else s.temperature, s.top_k, s.top_p, s.min_p) for i, s in enumerate(space)],
-        ),
-        f"The transforms apply in the order of {space.order}.",
+        f"{_nature(config, 0 if space is None else len(space))} The base model itself stays as it is. The method is "
+        f"that of {_method(config)}, as implemented by Rheostat.",
+        *([] if space is None else _strategies(space)),
         "## Results",
         *_results(metrics),
     ]
@@ -51,11 +47,33 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _method(config: Config) -> str:
+    if isinstance(config, AutoDecoConfig):
+        return "AutoDeco (Wang et al., 2025, arXiv:2510.26697)"
+    return "*Learning Adaptive LLM Decoding* (Su et al., 2026, arXiv:2603.09065)"
+
+
+def _strategies(space: ActionSpace) -> list[str]:
+    header = ("#", "temperature", "top-k", "top-p", "min-p", "top-nσ")
+    rows = [
+        (i, "greedy" if s.is_greedy else s.temperature, s.top_k, s.top_p, s.min_p, s.top_n_sigma)
+        for i, s in enumerate(space)
+    ]
+    return ["## Strategies", _table(header, rows), f"The transforms apply in the order of {space.order}."]
+
+
 def _nature(config: Config, actions: int) -> str:
     """What the adapter reads and what it picks."""
+    if isinstance(config, AutoDecoConfig):
+        return (
+            "AutoDeco heads: before every token they read the model's last hidden state, and predict the temperature "
+            "and the top-p of that token."
+        )
     budgets = ", ".join(map(str, config.budgets))
     if isinstance(config, SequenceConfig):
         reads = [f"the {config.pooling} hidden state of the prompt"]
+        if config.features is PromptFeatures.ENTROPY:
+            reads = ["the entropy and the largest probability of the model's next-token distribution after the prompt"]
         if config.with_budget:
             reads.append(f"the parallel budget B (trained for B = {budgets})")
         return (
@@ -68,11 +86,16 @@ def _nature(config: Config, actions: int) -> str:
         "the remaining and the total token budget": config.with_budget,
         f"the parallel budget B (trained for pass@B with B = {budgets})": bool(budgets),
     }
+    start = (
+        " It starts from what a sequence-level adapter, a part of it, chooses for the prompt, and reads that choice."
+        if config.start is not None
+        else ""
+    )
     blind = "" if budgets else " It was trained for pass@1 and does not see how many completions are sampled."
     return (
         "A token-level decoding adapter: before every token it reads "
         f"{_listed([name for name, is_seen in seen.items() if is_seen])}, and picks one of {actions} decoding "
-        f"strategies for that token.{blind}"
+        f"strategies for that token.{start}{blind}"
     )
 
 

@@ -10,14 +10,15 @@ from typing import Literal, Never
 import pydantic
 from pydantic import JsonValue
 
-from rheostat.adapters.sequence import SequenceConfig
+from rheostat.adapters.autodeco import AutoDecoConfig
+from rheostat.adapters.sequence import PromptFeatures, SequenceConfig
 from rheostat.adapters.token import Features, TokenConfig
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.errors import AdapterError, ConfigError
 
 FORMAT_VERSION = 1
-Kind = Literal["sequence", "token"]
-Config = SequenceConfig | TokenConfig
+Kind = Literal["sequence", "token", "autodeco"]
+Config = SequenceConfig | TokenConfig | AutoDecoConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +49,28 @@ class _Base(_Schema):
 class _Features(_Schema):
     """The fields of an adapter's configuration but ``hidden_size`` (the base model's) and ``budgets``."""
 
-    with_budget: bool
     width: int
+
+
+class _PolicyFeatures(_Features):
+    with_budget: bool
     budget_width: int
     dropout: float
     temperature: float
 
 
-class _SequenceFeatures(_Features):
+class _SequenceFeatures(_PolicyFeatures):
     pooling: str
+    features: PromptFeatures = PromptFeatures.HIDDEN  # not in the files of earlier adapters
 
 
-class _TokenFeatures(_Features):
+class _Start(_SequenceFeatures):
+    budgets: tuple[int, ...]
+
+
+class _TokenFeatures(_PolicyFeatures):
     features: Features
+    start: _Start | None = None
 
 
 class _Strategy(_Schema):
@@ -68,6 +78,7 @@ class _Strategy(_Schema):
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    top_n_sigma: float | None = None  # not in the files of earlier adapters
 
 
 class _ActionSpace(_Schema):
@@ -76,13 +87,13 @@ class _ActionSpace(_Schema):
 
 
 class Description(_Schema):
-    """``adapter.json``. ``weights_sha256`` ties it to its ``adapter.safetensors``."""
+    """``adapter.json``. ``weights_sha256`` ties it to its ``adapter.safetensors``; AutoDeco has no action space."""
 
     format_version: int
     kind: Kind
     base_model: _Base
     features: _Features
-    action_space: _ActionSpace
+    action_space: _ActionSpace | None
     budgets: tuple[int, ...]
     training: dict[str, JsonValue]
     metrics: dict[str, JsonValue]
@@ -91,27 +102,35 @@ class Description(_Schema):
 
 class _SequenceDescription(Description):
     features: _SequenceFeatures
+    action_space: _ActionSpace
 
 
 class _TokenDescription(Description):
     features: _TokenFeatures
+    action_space: _ActionSpace
+
+
+class _AutoDecoDescription(Description):
+    features: _Features
+    action_space: None
 
 
 _KINDS: dict[Kind, tuple[type[Description], type[Config]]] = {
     "sequence": (_SequenceDescription, SequenceConfig),
     "token": (_TokenDescription, TokenConfig),
+    "autodeco": (_AutoDecoDescription, AutoDecoConfig),
 }
 
 
 def kind_of(config: Config) -> Kind:
-    """The level at which an adapter with this configuration decides."""
-    return "sequence" if isinstance(config, SequenceConfig) else "token"
+    """What an adapter with this configuration is."""
+    return next(kind for kind, (_, own) in _KINDS.items() if isinstance(config, own))
 
 
 def describe(
     path: Path,
     config: Config,
-    space: ActionSpace,
+    space: ActionSpace | None,
     base: BaseModel,
     training: Mapping[str, object],
     metrics: Mapping[str, object],
@@ -124,8 +143,11 @@ def describe(
     """
     kind = kind_of(config)
     schema, _ = _KINDS[kind]
-    features = asdict(config)
-    del features["hidden_size"], features["budgets"]
+    features = config.described() if isinstance(config, TokenConfig) else asdict(config)
+    for name in ("hidden_size", "budgets"):
+        features.pop(name)
+    if isinstance(start := features.get("start"), dict):
+        start.pop("hidden_size")
     try:
         return schema.model_validate(
             {
@@ -133,7 +155,8 @@ def describe(
                 "kind": kind,
                 "base_model": asdict(base),
                 "features": features,
-                "action_space": {
+                "action_space": space
+                and {
                     "order": str(space.order),
                     "strategies": tuple(strategy.to_dict() for strategy in space),
                 },
@@ -147,7 +170,7 @@ def describe(
         _refuse(path, error)
 
 
-def read(path: Path, content: bytes) -> tuple[Description, Config, ActionSpace]:
+def read(path: Path, content: bytes) -> tuple[Description, Config, ActionSpace | None]:
     """The description in ``content``, and what its network is built from; ``path`` is named in errors.
 
     Raises:
@@ -156,20 +179,21 @@ def read(path: Path, content: bytes) -> tuple[Description, Config, ActionSpace]:
     schema, config_of = _KINDS[_kind(path, content)]
     try:
         description = schema.model_validate_json(content)
-        space = ActionSpace(
-            tuple(Strategy(**fields.model_dump()) for fields in description.action_space.strategies),
-            Order(description.action_space.order),
-        )
-        config = config_of(
-            hidden_size=description.base_model.hidden_size,
-            budgets=description.budgets,
-            **description.features.model_dump(),
-        )
+        space = None if description.action_space is None else _space(description.action_space)
+        hidden_size, features = description.base_model.hidden_size, description.features.model_dump()
+        if features.get("start") is not None:
+            features["start"] = SequenceConfig(hidden_size=hidden_size, **features["start"])
+        config = config_of(hidden_size=hidden_size, budgets=description.budgets, **features)
     except pydantic.ValidationError as error:
         _refuse(path, error)
     except ConfigError as error:
         raise AdapterError(f"{path}: {error}") from error
     return description, config, space
+
+
+def _space(fields: _ActionSpace) -> ActionSpace:
+    strategies = tuple(Strategy(**strategy.model_dump()) for strategy in fields.strategies)
+    return ActionSpace(strategies, Order(fields.order))
 
 
 def _kind(path: Path, content: bytes) -> Kind:
@@ -188,7 +212,8 @@ def _kind(path: Path, content: bytes) -> Kind:
     for known in _KINDS:
         if kind == known:
             return known
-    names = " and ".join(f"'{known}'" for known in _KINDS)
+    *most, last = (f"'{known}'" for known in _KINDS)
+    names = f"{', '.join(most)} and {last}"
     raise AdapterError(f"{path}: kind {kind!r}: this Rheostat loads adapters of kind {names} only")
 
 

@@ -1,5 +1,7 @@
 """What an adapter's network reads: standardised hidden states, and the budget as a vector."""
 
+import hashlib
+import json
 import math
 from typing import Protocol
 
@@ -177,6 +179,15 @@ def require_size(embedding_PH: Tensor, hidden_size: int) -> None:
         )
 
 
+def weights_key(kind: str, module: nn.Module, *described: object) -> str:
+    """``kind`` and a hash of a module's weights and of what else shapes its decisions (JSON values)."""
+    digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"{kind} {digest.hexdigest()}"
+
+
 class Sizes(Protocol):
     """The fields that the configurations of both adapters share."""
 
@@ -187,7 +198,7 @@ class Sizes(Protocol):
 def require_fields(config: Sizes, allow_no_budgets: bool = False) -> None:
     """Refuse an adapter's configuration with a field outside its range, with a ConfigError that names it."""
     for name in ("hidden_size", "width", "budget_width"):
-        if not _is_whole(getattr(config, name)):
+        if not is_whole(getattr(config, name)):
             raise ConfigError(f"adapter: {name} must be a whole number of at least 1, got {getattr(config, name)!r}")
     with_budget, dropout, temperature = (getattr(config, name) for name in ("with_budget", "dropout", "temperature"))
     if not isinstance(with_budget, bool):
@@ -197,11 +208,12 @@ def require_fields(config: Sizes, allow_no_budgets: bool = False) -> None:
     if not (_is_number(temperature) and 0 < temperature < math.inf):
         raise ConfigError(f"adapter: temperature must be a number above 0, got {temperature!r}")
     budgets = list(config.budgets)
-    if not all(map(_is_whole, budgets)) or budgets != sorted(set(budgets)) or not (budgets or allow_no_budgets):
+    if not all(map(is_whole, budgets)) or budgets != sorted(set(budgets)) or not (budgets or allow_no_budgets):
         raise ConfigError(f"adapter: budgets must be whole numbers of at least 1 in rising order, got {budgets}")
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, overload
 
@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 
 from rheostat.adapters import hub
+from rheostat.adapters.autodeco import AutoDeco, AutoDecoConfig
 from rheostat.adapters.card import model_card
 from rheostat.adapters.description import BaseModel, Config, Kind, describe, kind_of, read
 from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
@@ -26,7 +27,7 @@ __all__ = ["BaseModel", "LoadedAdapter", "load_adapter", "push_adapter", "save_a
 
 WEIGHTS, DESCRIPTION, CARD = "adapter.safetensors", "adapter.json", "README.md"
 
-Adapter = SequenceAdapter | TokenAdapter
+Adapter = SequenceAdapter | TokenAdapter | AutoDeco
 AdapterT = TypeVar("AdapterT", bound=Adapter, covariant=True)
 
 
@@ -75,8 +76,9 @@ def save_adapter(
     _require_finite(tensors, folder)
     weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     sha256 = hashlib.sha256(weights).hexdigest()
-    description = describe(folder / DESCRIPTION, adapter.config, adapter.space, base, training, metrics, sha256)
-    card = model_card(base.id, adapter.config, adapter.space, description.training, description.metrics)
+    space = None if isinstance(adapter, AutoDeco) else adapter.space
+    description = describe(folder / DESCRIPTION, adapter.config, space, base, training, metrics, sha256)
+    card = model_card(base.id, adapter.config, space, description.training, description.metrics)
     make_folder(folder.parent)
     new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -88,7 +90,7 @@ def save_adapter(
             else:
                 shutil.copy2(other, new / other.name, follow_symlinks=False)
         atomic_write(new / WEIGHTS, weights)
-        atomic_write(new / DESCRIPTION, description.model_dump_json(indent=2) + "\n")
+        atomic_write(new / DESCRIPTION, description.model_dump_json(indent=2, exclude_unset=True) + "\n")
         atomic_write(new / CARD, card)
         _swap(new, folder)
     except OSError as error:
@@ -117,6 +119,14 @@ def load_adapter(
     *,
     kind: Literal["token"],
 ) -> LoadedAdapter[TokenAdapter]: ...
+@overload
+def load_adapter(
+    folder_or_hub_id: str | Path,
+    base: BaseModel | None = None,
+    revision: str | None = None,
+    *,
+    kind: Literal["autodeco"],
+) -> LoadedAdapter[AutoDeco]: ...
 def load_adapter(
     folder_or_hub_id: str | Path,
     base: BaseModel | None = None,
@@ -129,7 +139,7 @@ def load_adapter(
         folder_or_hub_id: a folder, or ``owner/name`` on the Hugging Face Hub where no such folder exists.
         base: the model it is to be used with; by default it is not compared.
         revision: branch, tag or commit on the Hub.
-        kind: the level that is needed, ``sequence`` or ``token``; by default either.
+        kind: what is needed: an adapter of the level ``sequence`` or ``token``, or ``autodeco``; by default any.
 
     Raises:
         AdapterError: in one line: no adapter, a damaged one, one of another kind or format, or for another model.
@@ -138,8 +148,8 @@ def load_adapter(
     found = kind_of(loaded.adapter.config)
     if kind is not None and found != kind:
         raise AdapterError(
-            f"{folder_or_hub_id}: this is a {found}-level adapter, a {kind}-level one is needed: name another adapter "
-            f"or train one at the {kind} level"
+            f"{folder_or_hub_id}: this is {_NAMES[found]}, {_NAMES[kind]} is needed: name another adapter or train one "
+            f"with 'rheostat train {kind}'"
         )
     trained = loaded.base
     if base is not None and (trained.fingerprint, trained.hidden_size) != (base.fingerprint, base.hidden_size):
@@ -149,6 +159,13 @@ def load_adapter(
             f"{base.hidden_size}): load it with {trained} or train one for {base}"
         )
     return loaded
+
+
+_NAMES: dict[Kind, str] = {
+    "sequence": "a sequence-level adapter",
+    "token": "a token-level adapter",
+    "autodeco": "an AutoDeco adapter",
+}
 
 
 def push_adapter(
@@ -247,7 +264,7 @@ def _read_bytes(path: Path) -> bytes:
         raise AdapterError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _read_weights(path: Path, sha256: str, config: Config, space: ActionSpace) -> Adapter:
+def _read_weights(path: Path, sha256: str, config: Config, space: ActionSpace | None) -> Adapter:
     data = _read_bytes(path)
     try:
         tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
@@ -255,9 +272,9 @@ def _read_weights(path: Path, sha256: str, config: Config, space: ActionSpace) -
         reason = " ".join(str(error).split())
         raise AdapterError(f"{path}: damaged or cut short ({reason}); get the adapter again") from error
     # Before anything of that size is built: the larger matrices alone must fit into the file.
-    if 4 * _least_weights(config, len(space)) > len(data):
+    if 4 * _least_weights(config, 0 if space is None else len(space)) > len(data):
         raise AdapterError(f"{path}: it is too small for the sizes that {DESCRIPTION} names")
-    adapter = SequenceAdapter(config, space) if isinstance(config, SequenceConfig) else TokenAdapter(config, space)
+    adapter = _build(config, space)
     expected = adapter.state_dict()
     for name in sorted(set(expected) | set(tensors)):
         if name not in tensors:
@@ -270,21 +287,33 @@ def _read_weights(path: Path, sha256: str, config: Config, space: ActionSpace) -
         if tensors[name].dtype != torch.float32:
             raise AdapterError(f"{path}: tensor {name} is {tensors[name].dtype}, it must be torch.float32")
     _require_finite(tensors, path)
-    if adapter.standardizer is not None and bool((tensors["standardizer.scale_H"] <= 0).any()):
-        raise AdapterError(f"{path}: tensor standardizer.scale_H must be above 0")
+    for name in expected:
+        if name.endswith("standardizer.scale_H") and bool((tensors[name] <= 0).any()):
+            raise AdapterError(f"{path}: tensor {name} must be above 0")
     if hashlib.sha256(data).hexdigest() != sha256:
         raise AdapterError(f"{path}: these are not the weights that {DESCRIPTION} describes; get the adapter again")
     adapter.load_state_dict(tensors)
     return adapter.eval()
 
 
+def _build(config: Config, space: ActionSpace | None) -> Adapter:
+    if isinstance(config, AutoDecoConfig):
+        return AutoDeco(config)
+    assert space is not None, "the description of every other kind has one"
+    return SequenceAdapter(config, space) if isinstance(config, SequenceConfig) else TokenAdapter(config, space)
+
+
 def _least_weights(config: Config, actions: int) -> int:
     """How many numbers the square and the wide matrices of a network hold, known without building it."""
+    if isinstance(config, AutoDecoConfig):
+        return 2 * config.width * config.hidden_size
     if isinstance(config, SequenceConfig):
-        hidden_size, encoders = config.hidden_size, int(config.with_budget)
+        hidden_size, encoders = config.inputs, int(config.with_budget)
     else:
         hidden_size = config.hidden_size if config.reads_hidden else 0
         encoders = config.reads_entropy + config.with_budget + bool(config.budgets)
+        if config.start is not None:
+            return _least_weights(config.start, actions) + _least_weights(replace(config, start=None), actions)
     inputs = hidden_size + encoders * config.budget_width
     return config.width * (inputs + config.width + actions) + encoders * config.budget_width**2
 

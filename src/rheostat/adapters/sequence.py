@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +18,20 @@ from rheostat.seeding import derive_seed
 _POOLINGS = ("last", "mean")
 
 
+class PromptFeatures(StrEnum):
+    """What a sequence adapter reads of the frozen model at the end of a prompt."""
+
+    HIDDEN = "hidden"  # the prompt's embedding
+    ENTROPY = "entropy"  # entropy (nats) and largest probability of the next token alone: the paper's ablation
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceConfig:
     """What a sequence adapter reads and how large it is.
+
+    The paper asks "is entropy alone sufficient?" at the token level. Which statistic of a prompt would stand for it at
+    the sequence level is ours to choose: with ``features`` entropy, the adapter reads the entropy, in nats, and the
+    largest probability of the model's next-token distribution at the prompt's end.
 
     Attributes:
         hidden_size: numbers in the base model's embedding of a prompt.
@@ -28,8 +40,9 @@ class SequenceConfig:
         budget_width: of the budget's code; unused without budget.
         dropout: in [0, 1), after each hidden layer, in training only (paper, Table 15: 0.1).
         temperature: T > 0 of the softmax over actions (Algorithm 1, line 6).
-        pooling: which hidden state stands for a prompt, ``last`` or ``mean``.
+        pooling: which hidden state stands for a prompt, ``last`` or ``mean``; unused with ``features`` entropy.
         budgets: the parallel budgets that the adapter is trained for, rising.
+        features: what it reads of the model.
 
     Raises:
         ConfigError: a field outside its range.
@@ -43,16 +56,28 @@ class SequenceConfig:
     temperature: float = 1.0
     pooling: str = "last"
     budgets: tuple[int, ...] = (1, 2, 4, 8)
+    features: PromptFeatures = PromptFeatures.HIDDEN
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "features", PromptFeatures(self.features))
+        except ValueError:
+            raise ConfigError(
+                f"adapter: features must be one of {', '.join(PromptFeatures)}, got {self.features!r}"
+            ) from None
         if self.pooling not in _POOLINGS:
             raise ConfigError(f"adapter: pooling must be last or mean, got {self.pooling!r}")
         object.__setattr__(self, "budgets", tuple(self.budgets))
         require_fields(self)
 
+    @property
+    def inputs(self) -> int:
+        """How many numbers it reads of each prompt."""
+        return self.hidden_size if self.features is PromptFeatures.HIDDEN else 2
+
 
 class SequenceAdapter(nn.Module):
-    """π(a | x, B): a three-layer MLP with SiLU and dropout on the prompt's embedding and the code of the budget.
+    """π(a | x, B): a three-layer MLP with SiLU and dropout on the prompt's features and the code of the budget.
 
     It is a :class:`rheostat.decoding.policy.SequencePolicy`. Weights and arithmetic are float32.
 
@@ -67,9 +92,9 @@ class SequenceAdapter(nn.Module):
         self.config = config
         self.space = space
         generator = torch.Generator().manual_seed(derive_seed("sequence adapter", seed))
-        self.standardizer = Standardizer(config.hidden_size)
+        self.standardizer = Standardizer(config.inputs)
         self.budget_encoder = BudgetEncoder(config.budget_width, generator) if config.with_budget else None
-        in_features = config.hidden_size + (config.budget_width if config.with_budget else 0)
+        in_features = config.inputs + (config.budget_width if config.with_budget else 0)
         self.hidden_1 = seeded_linear(in_features, config.width, generator)
         self.hidden_2 = seeded_linear(config.width, config.width, generator)
         self.output = seeded_linear(config.width, len(space), generator)
@@ -82,14 +107,21 @@ class SequenceAdapter(nn.Module):
         """log π(a | x, B) of each prompt, float32; with dropout in training mode.
 
         Args:
-            embedding_PH: the frozen model's embeddings, as pooled by ``config.pooling``.
+            embedding_PH: the frozen model's embeddings, as pooled by ``config.pooling``; with ``config.features``
+                entropy, the two numbers of :func:`rheostat.training.prompts.prompt_entropy` instead.
             budget_P: parallel budgets of at least 1; ignored by an adapter without budget.
 
         Raises:
-            AdapterError: embeddings of another size than ``config.hidden_size``.
+            AdapterError: not ``config.inputs`` numbers of each prompt.
             ConfigError: a budget below 1, or not one budget per prompt.
         """
         return self._log_probabilities(embedding_PH, budget_P, self.training)
+
+    def log_probabilities(
+        self, embedding_PH: Float[Tensor, "P H"], budget_P: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P A"]:
+        """As :meth:`forward`, without dropout whatever the mode."""
+        return self._log_probabilities(embedding_PH, budget_P, False)
 
     @torch.no_grad()
     def probabilities(self, embedding_PH: Float[Tensor, "P H"], budget_P: Int[Tensor, " P"]) -> Float[Tensor, "P A"]:
@@ -98,7 +130,7 @@ class SequenceAdapter(nn.Module):
         Raises:
             AdapterError, ConfigError: as :meth:`forward`.
         """
-        return self._log_probabilities(embedding_PH, budget_P, False).exp()
+        return self.log_probabilities(embedding_PH, budget_P).exp()
 
     def choose(
         self,
@@ -127,10 +159,10 @@ class SequenceAdapter(nn.Module):
 
     def _log_probabilities(self, embedding_PH: Tensor, budget_P: Tensor, has_dropout: bool) -> Tensor:
         """Dropout is an argument and not the module's mode, so that one adapter can serve several threads."""
-        require_size(embedding_PH, self.config.hidden_size)
+        require_size(embedding_PH, self.config.inputs)
         # Embedding and code of the budget enter with the same norm: 576 numbers of the one would drown 16 of the other,
         # and a policy trained for minutes would hardly see the budget.
-        z_PZ = self.standardizer(embedding_PH) * math.sqrt(self.config.budget_width / self.config.hidden_size)
+        z_PZ = self.standardizer(embedding_PH) * math.sqrt(self.config.budget_width / self.config.inputs)
         if self.budget_encoder is not None:
             if budget_P.shape != (len(embedding_PH),):
                 raise ConfigError(

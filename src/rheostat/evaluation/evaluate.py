@@ -1,33 +1,47 @@
-"""Policies against static strategies on the same problems and the same rollouts.
+"""Policies against static strategies, and against each other, on the same problems and the same rollouts.
 
-At the sequence level a strategy is applied to all B samples of a prompt, so a policy's pass@k is
-Σ_a π(a|x, B=k)·pass@k(x, a), with the unbiased pass@k of each strategy over all its samples; MIXED is the same with a
-uniform π. What is chosen (BEST, the best single strategy) is chosen on validation.
+What is chosen (BEST, the best single strategy) is chosen on validation and reported on test. Every difference is paired
+by problem; p-values are Holm-corrected over all policies and budgets that are compared with the same rival.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.typing import NDArray
-from torch import Tensor
 
-from rheostat.decoding.policy import SequencePolicy
-from rheostat.decoding.strategy import ActionSpace
-from rheostat.errors import ConfigError
-from rheostat.rollouts.sweep import PolicySweep, Sweep
-from rheostat.statistics import mean_interval, paired_difference
+from rheostat.evaluation.judged import Judged, Measured, PerProblem
+from rheostat.rollouts.sweep import Sweep
+from rheostat.statistics import (
+    Interval,
+    area_under_curve,
+    equivalent_samples,
+    holm,
+    oracle_at_k,
+    paired_difference,
+    paired_p_value,
+    proportion_interval,
+    sign_test,
+    tokens_per_solved,
+)
+from rheostat.types import Problem
 
-Values = dict[int | str, Float[NDArray[np.float64], " P"]]
-"""A policy's value on each problem, at each budget k and for their average ("mean")."""
+Groups = Mapping[str, Mapping[str, Bool[NDArray[np.bool_], " P"]]]
+"""Which problems belong together: by a property (``member``, ``style``, ``level``, ``subject``), each of its values."""
+
+BEST, SINGLE, MIXED, ORACLE = "BEST", "best single strategy", "MIXED", "oracle"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One number of the results: a policy's pass@k with its 95 % interval, clustered by problem."""
+    """One number of the results: a policy's pass@k with its 95 % interval, clustered by problem.
+
+    ``k`` is a budget, or ``mean`` for the average over the budgets. ``chosen``: the strategy that validation chose.
+    ``member``, ``style``, ``level`` or ``subject``: the group of problems, where the row is that of a group.
+    """
 
     policy: str
     kind: str
@@ -40,11 +54,17 @@ class Row:
     chosen: str | None = None
     member: str | None = None
     style: str | None = None
+    level: str | None = None
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Policy − baseline at k over the same problems, with its 95 % interval."""
+    """Policy − baseline at k over the same problems, with its 95 % interval.
+
+    ``p`` belongs to the paired t test, ``p_holm`` to the same after Holm's correction over all policies and budgets of
+    this baseline, and ``p_sign`` to the exact sign test.
+    """
 
     policy: str
     baseline: str
@@ -54,6 +74,37 @@ class Difference:
     low: float
     high: float
     n_problems: int
+    p: float
+    p_holm: float
+    p_sign: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What k samples of a policy cost.
+
+    Attributes:
+        tokens: of k samples of a problem, on average.
+        tokens_per_solved: all tokens over the problems solved, with its 95 % interval; None: without end.
+        equal_to: how many samples of the best single strategy solve as many problems, with its 95 % interval; None:
+            more than were sampled. Only of adapters and baselines.
+    """
+
+    policy: str
+    k: int
+    tokens: float
+    tokens_per_solved: tuple[float | None, float | None, float | None]
+    equal_to: tuple[float | None, float | None, float | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Accuracy of single samples within t tokens, for a grid of t, and the area under that curve over log2 t."""
+
+    policy: str
+    tokens: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    area: tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,168 +114,163 @@ class Comparison:
     rows: list[Row]
     by_member: list[Row]
     by_style: list[Row]
+    by_level: list[Row]
+    by_subject: list[Row]
     differences: list[Difference]
-    choices: list[dict[str, object]]
+    costs: list[Cost]
+    within: list[Within]
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
-def _with_mean(values: Values) -> Values:
-    return values | {"mean": np.mean([values[k] for k in values], axis=0)}
+def groups_of(problems: Sequence[Problem], cot: Sequence[bool]) -> Groups:
+    """By data set, by prompt style, and by level and subject where problems have these; a property with one value is
+    left out, but for the data set."""
+    properties: dict[str, list[str | None]] = {
+        "member": [problem.member for problem in problems],
+        "style": ["cot" if asked else "direct" for asked in cot],
+        "level": [_text(problem.metadata.get("level")) for problem in problems],
+        "subject": [_text(problem.metadata.get("type")) for problem in problems],
+    }
+    found: dict[str, dict[str, NDArray[np.bool_]]] = {}
+    for name, values in properties.items():
+        distinct = [value for value in dict.fromkeys(values) if value is not None]
+        if name == "member" or len(distinct) > 1:
+            found[name] = {value: np.array([own == value for own in values]) for value in distinct}
+    return found
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def compare(
-    validation: Sweep,
-    test: Sweep,
-    adapters: Mapping[str, SequencePolicy],
-    embedding_PH: Float[Tensor, "P H"],
-    budgets: Sequence[int],
-    commit: bool,
+    validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Judged, groups: Groups
 ) -> Comparison:
-    """Evaluate sequence-level ``adapters`` and every static strategy on the test problems.
+    """Everything about ``policies`` (adapters and baselines) and every static strategy on the test problems.
 
     Args:
-        validation: chooses BEST at each k, and the best single strategy by its mean over the budgets.
-        test: judges; at least 2 · max(budgets) samples per cell make its pass@k steady.
-        adapters: policies by the name that results show.
-        embedding_PH: of the test problems.
-        budgets: the values of k.
-        commit: adapters take their most probable action, instead of drawing one.
-
-    Raises:
-        ConfigError: an adapter chooses from strategies that were not swept.
+        validation: the same strategies on validation problems; chooses BEST at each k, and the best single strategy by
+            its mean over the budgets.
+        measured: the strategies on the test problems.
+        policies: by the name that results show.
+        mixed: the uniform mixture.
+        groups: of the test problems.
     """
-    space = test.space
-    static = {k: test.pass_at(k) for k in budgets}
-    values: dict[str, Values] = {}
-    choices: list[dict[str, object]] = []
-    for name, policy in adapters.items():
-        own_A = _positions(name, policy.space, space)
-        own: Values = {}
-        for k in budgets:
-            pi_PA = policy.probabilities(embedding_PH, torch.full((len(test.problems),), k)).double().numpy()
-            if commit:
-                pi_PA = np.eye(len(own_A))[pi_PA.argmax(1)]
-            pi_PA = pi_PA @ np.eye(len(space))[own_A]  # over all that were measured
-            own[k] = (pi_PA * static[k]).sum(1)
-            if name == next(iter(adapters)):
-                choices += [
-                    {"member": m, "budget": k, "probability": [round(float(p), 6) for p in pi_PA[own_P].mean(0)]}
-                    for m, own_P in _members(test).items()
-                ]
-        values[name] = own
-    samples = dict.fromkeys(values, int(test.rewards_PAS.shape[2]))
-    mixed: Values = {k: static[k].mean(1) for k in budgets}
-    return _compare(validation, test, values, samples, mixed, budgets, choices, {})
-
-
-def compare_token(
-    validation: Sweep,
-    test: Sweep,
-    adapters: Mapping[str, Mapping[int, PolicySweep]],
-    mixed: PolicySweep,
-    budgets: Sequence[int],
-    cot_P: Bool[NDArray[np.bool_], " P"],
-) -> Comparison:
-    """Evaluate token-level adapters and every static strategy on the test problems.
-
-    A token policy draws anew at every token, so its pass@k is the unbiased estimate over samples drawn under B = k.
-
-    Args:
-        validation: as for :func:`compare`.
-        test: the static strategies on the test problems.
-        adapters: by the name that results show, for each k the samples that were drawn under B = k (an adapter that
-            does not see B has the same for all).
-        mixed: samples of the uniform mixture, drawn anew at every token.
-        budgets: the values of k.
-        cot_P: which test problems were asked with a chain of thought.
-    """
-    values: dict[str, Values] = {name: {k: sweeps[k].pass_at(k) for k in budgets} for name, sweeps in adapters.items()}
-    samples = {name: min(sweep.rewards_PS.shape[1] for sweep in sweeps.values()) for name, sweeps in adapters.items()}
-    styles = {"cot": cot_P, "direct": ~cot_P} if cot_P.any() and not cot_P.all() else {}
-    return _compare(validation, test, values, samples, {k: mixed.pass_at(k) for k in budgets}, budgets, [], styles)
-
-
-def _positions(name: str, own: ActionSpace, measured: ActionSpace) -> list[int]:
-    """Where an adapter's strategies stand among those that were measured."""
-    unknown = [strategy for strategy in own if strategy not in measured.strategies]
-    if unknown or own.order != measured.order:
-        what = f"strategies that were not measured, like {unknown[0]}" if unknown else f"the order {own.order}"
-        raise ConfigError(f"{name}: it has {what}; measure them as well, or evaluate it on its own")
-    return [measured.strategies.index(strategy) for strategy in own]
-
-
-def _members(sweep: Sweep) -> dict[str, NDArray[np.bool_]]:
-    """Which problems belong to each member."""
-    members = [problem.member for problem in sweep.problems]
-    return {member: np.array([own == member for own in members]) for member in dict.fromkeys(members)}
-
-
-def _compare(
-    validation: Sweep,
-    test: Sweep,
-    adapters: Mapping[str, Values],
-    samples: Mapping[str, int],
-    mixed: Values,
-    budgets: Sequence[int],
-    choices: list[dict[str, object]],
-    styles: Mapping[str, NDArray[np.bool_]],
-) -> Comparison:
-    """Rows and paired differences of adapters whose values are known."""
-    space = test.space
-    static = {k: test.pass_at(k) for k in budgets}
+    budgets, names = list(measured.solved), [str(strategy) for strategy in measured.test.space]
     on_validation = {k: validation.pass_at(k).mean(0) for k in budgets}
     single = int(np.mean([on_validation[k] for k in budgets], axis=0).argmax())
     chosen = {k: int(on_validation[k].argmax()) for k in budgets}
-    names = [str(strategy) for strategy in space]
-
-    values: dict[tuple[str, str], Values] = {(name, "adapter"): _with_mean(own) for name, own in adapters.items()}
-    values["BEST", "best"] = _with_mean({k: static[k][:, chosen[k]] for k in budgets})
-    values["best single strategy", "best"] = _with_mean({k: static[k][:, single] for k in budgets})
-    values["MIXED", "mixed"] = _with_mean(mixed)
-    for index, name in enumerate(names):
-        values[name, "static"] = _with_mean({k: static[k][:, index] for k in budgets})
+    oracle = {k: oracle_at_k(np.nan_to_num(measured.test.rewards_PAS), k) for k in budgets}
+    plain = measured.static("best", dict.fromkeys(budgets, single))
+    table: dict[str, Judged] = {
+        **policies,
+        BEST: measured.static("best", chosen),
+        SINGLE: plain,
+        MIXED: mixed,
+        ORACLE: replace(plain, kind="oracle", solved=oracle, tokens=None, within_PT=None),
+        **{name: measured.static("static", dict.fromkeys(budgets, a)) for a, name in enumerate(names)},
+    }
+    values = {name: _with_mean(judged.solved) for name, judged in table.items()}
 
     def choice_of(policy: str, k: int | str) -> str | None:
-        if policy == "best single strategy":
+        if policy == SINGLE:
             return names[single]
-        return names[chosen[k]] if policy == "BEST" and isinstance(k, int) else None
+        return names[chosen[k]] if policy == BEST and isinstance(k, int) else None
 
-    def rows(own_P: Any, member: str | None = None, style: str | None = None) -> list[Row]:
-        found = []
-        for (name, kind), own in values.items():
-            for k in own:
-                interval = mean_interval(own[k][own_P], bounds=(0.0, 1.0))
-                count = samples.get(name, test.rewards_PAS.shape[2])
-                found.append(
-                    Row(name, kind, k, *_numbers(interval), interval.n, count, choice_of(name, k), member, style)
-                )
-        return found
+    def rows(own_P: Any, **group: Any) -> list[Row]:
+        return [
+            replace(
+                Row(name, judged.kind, k, *_numbers(share), share.n, judged.samples, choice_of(name, k)),
+                **group,
+            )
+            for name, judged in table.items()
+            for k, value_P in values[name].items()
+            for share in [proportion_interval(value_P[own_P])]
+        ]
 
-    ks: list[int | str] = [*budgets, "mean"]
-    first = next(iter(adapters), "")
-    differences = [
-        Difference(name, baseline, choice_of(baseline, k), k, *_numbers(interval), interval.n)
-        for name in adapters
-        for baseline, kind in (
-            ("best single strategy", "best"),
-            ("BEST", "best"),
-            ("MIXED", "mixed"),
-            *([(first, "adapter")] if name != first else []),
-        )
-        for k in ks
-        for interval in [paired_difference(values[name, "adapter"][k], values[baseline, kind][k])]
-    ]
+    def by(group: str) -> list[Row]:
+        parts = groups.get(group, {}).items()
+        fewest = 1 if group == "member" else 2  # every data set has its row
+        return [row for name, own_P in parts if own_P.sum() >= fewest for row in rows(own_P, **{group: name})]
+
+    differences: list[Difference] = []
+    for rival in _rivals(table):
+        found = [
+            _difference(policy, rival, choice_of(rival, k), k, values[policy][k], values[rival][k])
+            for policy in policies
+            if policy != rival and (policies[policy].kind == "adapter" or rival not in policies)
+            for k in values[policy]
+        ]
+        if found:
+            corrected_N = holm([item.p for item in found])
+            differences += [replace(item, p_holm=_p(p)) for item, p in zip(found, corrected_N, strict=True)]
+    most = int(measured.test.rewards_PAS.shape[2])
+    plain_PK = np.stack([measured.test.pass_at(k)[:, single] for k in range(1, most + 1)], axis=1)
     return Comparison(
         rows=rows(slice(None)),
-        by_member=[row for member, own_P in _members(test).items() for row in rows(own_P, member=member)],
-        by_style=[row for style, own_P in styles.items() if own_P.sum() > 1 for row in rows(own_P, style=style)],
+        **{f"by_{group}": by(group) for group in ("member", "style", "level", "subject")},
         differences=differences,
-        choices=choices,
+        costs=[
+            _cost(name, k, judged, plain_PK if name in policies else None)
+            for name, judged in table.items()
+            if judged.tokens is not None
+            for k in budgets
+        ],
+        within=[
+            _within(name, measured.grid, judged.within_PT)
+            for name, judged in table.items()
+            if judged.within_PT is not None and len(measured.grid) > 1
+        ],
     )
 
 
-def _numbers(interval: object) -> tuple[float, float, float]:
+def _with_mean(solved: Mapping[int, PerProblem]) -> dict[int | str, PerProblem]:
+    found: dict[int | str, PerProblem] = dict(solved.items())
+    return found | {"mean": np.mean(list(solved.values()), axis=0)}
+
+
+def _rivals(table: Mapping[str, Judged]) -> list[str]:
+    """What policies are compared with: the static choices, every baseline, and the first adapter."""
+    baselines = [name for name, judged in table.items() if judged.kind == "baseline"]
+    adapters = [name for name, judged in table.items() if judged.kind == "adapter"]
+    return [SINGLE, BEST, MIXED, *baselines, *adapters[:1]]
+
+
+def _difference(
+    policy: str, rival: str, strategy: str | None, k: int | str, ours_P: PerProblem, theirs_P: PerProblem
+) -> Difference:
+    interval, p = paired_difference(ours_P, theirs_P), paired_p_value(ours_P, theirs_P)
+    numbers = _numbers(interval)
+    return Difference(policy, rival, strategy, k, *numbers, interval.n, _p(p), 1.0, _p(sign_test(ours_P, theirs_P)))
+
+
+def _cost(name: str, k: int, judged: Judged, plain_PK: NDArray[np.float64] | None) -> Cost:
+    assert judged.tokens is not None, "a policy without tokens has no cost"
+    solved_P, tokens_P = judged.solved[k], judged.tokens[k]
+    equal = None if plain_PK is None else _open(equivalent_samples(plain_PK, solved_P))
+    return Cost(name, k, round(float(tokens_P.mean()), 3), _open(tokens_per_solved(tokens_P, solved_P)), equal)
+
+
+def _within(name: str, grid: tuple[int, ...], within_PT: NDArray[np.float64]) -> Within:
+    area = proportion_interval(area_under_curve(within_PT, grid))
+    return Within(name, grid, tuple(round(float(value), 6) for value in within_PT.mean(0)), _numbers(area))
+
+
+def _numbers(interval: Interval) -> tuple[float, float, float]:
     """Estimate, low, high, rounded to what can matter: a millionth."""
-    return tuple(round(float(getattr(interval, name)), 6) for name in ("estimate", "low", "high"))  # type: ignore[return-value]
+    return round(interval.estimate, 6), round(interval.low, 6), round(interval.high, 6)
+
+
+def _open(interval: Interval) -> tuple[float | None, float | None, float | None]:
+    """The same with None where there is no end."""
+    low, middle, high = (
+        round(value, 3) if math.isfinite(value) else None for value in (interval.low, interval.estimate, interval.high)
+    )
+    return middle, low, high
+
+
+def _p(value: float) -> float:
+    """A p-value to three digits."""
+    return float(f"{value:.3g}")

@@ -25,7 +25,7 @@ from rheostat.tasks.questions import Asking, QuestionTask, Verifier
 from rheostat.tasks.records import Record, Source, read, sources_of, split_problems
 from rheostat.types import Problem
 
-_CUSTOM_TOKENS = 256  # the token budget of a user's own problems, where none is given
+CUSTOM_TOKENS = 256  # the token budget of a user's own problems, where none is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def _own_problems(choice: TaskChoice) -> QuestionTask:
         splits,
         style,
         verifier,
-        choice.max_tokens or _CUSTOM_TOKENS,
+        choice.max_tokens or CUSTOM_TOKENS,
         _asking(choice),
         repeated=repeated,
     )

@@ -10,14 +10,17 @@ from rheostat.training.objectives import clipped_surrogate, entropy
 from rheostat.training.token_config import TokenEstimator, TokenTrainingConfig
 
 
-def inputs_of(steps: Steps, device: torch.device | str = "cpu") -> TokenInputs:
-    """What the policy saw at recorded tokens."""
+def inputs_of(
+    steps: Steps, device: torch.device | str = "cpu", start_RA: Float[Tensor, "R A"] | None = None
+) -> TokenInputs:
+    """What the policy saw at recorded tokens; ``start_RA`` is the sequence level's log π for each request."""
     return TokenInputs(
         steps.hidden_NH.to(device),
         steps.entropy_N.to(device),
         (steps.budget_N - steps.t_N).to(device),
         steps.budget_N.to(device),
         steps.parallel_N.to(device),
+        None if start_RA is None else start_RA.to(device)[steps.request_N.to(device)],
     )
 
 
@@ -27,6 +30,7 @@ def surrogate_loss(
     advantage_N: Float[Tensor, " N"],
     rollouts: int,
     config: TokenTrainingConfig,
+    start_RA: Float[Tensor, "R A"] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss whose descent ascends equation (2) with entropy regularisation, and sums over its tokens for metrics.
 
@@ -41,8 +45,9 @@ def surrogate_loss(
         advantage_N: of the rollout that each token belongs to.
         rollouts: how many rollouts the batch has, recorded tokens or not.
         config: estimator, clip and β.
+        start_RA: as for :func:`inputs_of`.
     """
-    inputs = inputs_of(steps, adapter.output.weight.device)
+    inputs = inputs_of(steps, adapter.output.weight.device, start_RA)
     log_pi_NA = adapter(inputs)
     device = log_pi_NA.device
     action_N1, log_p_NA = steps.action_N.to(device)[:, None], steps.log_p_NA.to(device)

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rheostat.adapters.features import weights_key
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
 from rheostat.decoding.recording import Recorder, Steps
 from rheostat.engines.base import Engine
@@ -62,16 +63,17 @@ class TokenTraining:
             [info.fingerprint, info.kind, info.dtype, info.device, info.threads],
             [problem.id for problem in self.train],
             [problem.id for problem in self.validation],
-            [asdict(adapter.config), [strategy.to_dict() for strategy in adapter.space], str(adapter.space.order)],
+            [adapter.config.described(), [strategy.to_dict() for strategy in adapter.space], str(adapter.space.order)],
             self.seed,
             self.task.max_tokens,
+            *([] if adapter.start is None else [weights_key("start", adapter.start)]),
         ]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenHistory:
-    """One line per batch, and the batch whose weights were kept (0: the uniform policy)."""
+    """One line per batch, and the batch whose weights were kept (0: the policy before training)."""
 
     lines: list[dict[str, Any]]
     kept_step: int
@@ -142,7 +144,9 @@ class _Trainer:
         self.run, self.config = run, run.config
         self.adapter = adapter.to(run.engine.info.device)
         self.policy = AdaptiveDecoding(self.adapter)
-        self.optimizer = torch.optim.Adam(self.adapter.parameters(), lr=self.config.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            [p for p in self.adapter.parameters() if p.requires_grad], lr=self.config.learning_rate
+        )
         self.path = run.folder / "checkpoint.pt"
         self.identity = run.identity(adapter)
         self.lines: list[dict[str, Any]] = []
@@ -262,7 +266,8 @@ class _Trainer:
                 metrics = self._pass(steps, advantage_N, int(judged_P.sum()) * self.config.group)
         self.adapter.eval()
         with torch.no_grad():
-            log_pi_NA = self.adapter(inputs_of(steps[:_CHUNK], self.adapter.output.weight.device))
+            inputs = inputs_of(steps[:_CHUNK], self.adapter.output.weight.device, self.policy.start_RA)
+            log_pi_NA = self.adapter(inputs)
         self._require_finite("policy", float(log_pi_NA.sum()))
         return metrics
 
@@ -299,7 +304,9 @@ class _Trainer:
         self.optimizer.zero_grad()
         total, sums = 0.0, {"entropy": 0.0, "clipped": 0.0}
         for index_N in torch.split(torch.arange(len(steps)), _CHUNK):
-            loss, own = surrogate_loss(self.adapter, steps[index_N], advantage_N[index_N], rollouts, self.config)
+            loss, own = surrogate_loss(
+                self.adapter, steps[index_N], advantage_N[index_N], rollouts, self.config, self.policy.start_RA
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             sums = {name: sums[name] + own[name] for name in sums}

@@ -1,14 +1,30 @@
 """What every command works with: engine, task, store, console, and where results go."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rheostat.adapters.files import BaseModel
-from rheostat.config import PolicyRunConfig, RunConfig, SelectConfig, TokenRunConfig
+from rheostat.adapters.sequence import SequenceConfig
+from rheostat.config import (
+    AutoDecoRunConfig,
+    EngineName,
+    EvaluateConfig,
+    PolicyRunConfig,
+    RunConfig,
+    SelectConfig,
+    TokenRunConfig,
+)
 from rheostat.console import Console
+from rheostat.decoding.policy import NamedPolicy
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines import models
 from rheostat.engines.base import Engine, EngineInfo
@@ -16,29 +32,35 @@ from rheostat.engines.fake import FakeEngine
 from rheostat.engines.local import LocalEngine
 from rheostat.environment import machine, versions
 from rheostat.errors import ConfigError
-from rheostat.files import make_folder
-from rheostat.reports.page import FORMAT
+from rheostat.files import atomic_write, make_folder
+from rheostat.reports.page import FORMAT, write_report
 from rheostat.rollouts.store import RolloutStore
-from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep
+from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep, sweep_policy
 from rheostat.statistics import mean_interval
 from rheostat.tasks.base import Split, Task
 from rheostat.tasks.choose import make_task, with_chat
 from rheostat.tasks.prompts import Chat
+from rheostat.training.prompts import represent
 from rheostat.types import Problem
 
-Config = RunConfig | TokenRunConfig | PolicyRunConfig | SelectConfig
+Config = RunConfig | TokenRunConfig | AutoDecoRunConfig | PolicyRunConfig | SelectConfig | EvaluateConfig
 
 WITH_BUDGET, WITHOUT_BUDGET = "adapter with budget", "adapter without budget"
 
 
-def open_engine(model: str) -> Engine:
+def open_engine(model: str, engine: EngineName = "local") -> Engine:
     """The engine of a model name, folder or Hub id; ``fake`` needs no weights.
 
     Raises:
         ModelError: no such model.
+        ConfigError: vLLM is wanted, and not installed or of an unsupported version.
     """
     if model == "fake":
         return FakeEngine()
+    if engine == "vllm":
+        from rheostat.engines.vllm import VllmEngine
+
+        return VllmEngine(models.locate(model), name=model)
     return LocalEngine(models.locate(model), name=model)
 
 
@@ -78,6 +100,34 @@ class Run:
             result = sweep(self.engine, self.task, problems, space, samples, self.config.seed, self.store, bar)
         self.sweeps.append(result)
         return result
+
+    def embed(self, problems: Sequence[Problem], reads: SequenceConfig) -> Float[Tensor, "P H"]:
+        """What a sequence-level adapter reads of the problems' prompts."""
+        chunks = []
+        with self.phase("embeddings"), self.console.progress("prompt embeddings", len(problems), "") as bar:
+            for start in range(0, len(problems), 128):
+                prompts = [self.task.prompt(problem) for problem in problems[start : start + 128]]
+                chunks.append(represent(self.engine, prompts, reads))
+                bar(start + len(prompts), len(problems), 0)
+        return torch.cat(chunks)
+
+    def sample(
+        self, what: str, problems: Sequence[Problem], policy: NamedPolicy, budget: int, samples: int
+    ) -> PolicySweep:
+        """A token policy's completions under B = ``budget``, from the store where they are there."""
+        with self.phase(f"rollouts {what}"), self.console.progress(what, len(problems) * samples, "tokens") as bar:
+            order, seed = self.config.order, self.config.seed
+            result = sweep_policy(
+                self.engine, self.task, problems, policy, order, budget, samples, seed, self.store, bar
+            )
+        self.sweeps.append(result)
+        return result
+
+    def write(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Write ``results.json`` and ``report.html``."""
+        atomic_write(self.out / "results.json", json.dumps(results, indent=1))
+        write_report(results, self.out / "report.html")
+        return results
 
     def facts(self) -> dict[str, object]:
         """What results say about the run itself."""
@@ -126,6 +176,9 @@ def pose(config: Config, splits: Sequence[Split] = tuple(Split)) -> tuple[Task, 
         return task, {Split.TEST: task.problems(Split.TEST, config.limit, config.test_from)}
     if isinstance(config, SelectConfig):
         return task, {Split.VALIDATION: task.problems(Split.VALIDATION, config.problems)}
+    if isinstance(config, AutoDecoRunConfig):
+        learned = (Split.TRAIN, Split.VALIDATION)
+        return task, {split: task.problems(split, getattr(config.problems, split.value)) for split in learned}
     start = {Split.TEST: config.test_from}
     return task, {s: task.problems(s, getattr(config.problems, s.value), start.get(s, 0)) for s in splits}
 
@@ -160,7 +213,7 @@ def open_run(
         yield Run(config, out, engine, with_chat(task, _chat(engine)), store, console, problems)
         return
     with RolloutStore(out / "rollouts") as opened:
-        engine = engine or open_engine(config.model)
+        engine = engine or open_engine(config.model, config.engine)
         _require_thinking(config, engine)
         run = Run(config, out, engine, with_chat(task, _chat(engine)), opened, console, problems)
         run.wall_seconds["set-up"] = round(time.perf_counter() - start, 3)

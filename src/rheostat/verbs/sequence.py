@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from rheostat.adapters.files import save_adapter
@@ -15,14 +14,13 @@ from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
 from rheostat.config import RunConfig
 from rheostat.console import Console
 from rheostat.engines.base import Engine, Request
-from rheostat.errors import AdapterError
-from rheostat.evaluation.evaluate import compare
 from rheostat.files import atomic_write
 from rheostat.rollouts.collect import collect
 from rheostat.rollouts.sweep import Sweep
 from rheostat.tasks.base import Split
 from rheostat.training.bandit import BanditData, DrawRewards, Epoch, Estimator, train_bandit
 from rheostat.types import Problem
+from rheostat.verbs.judge import Rivals, judge
 from rheostat.verbs.run import WITH_BUDGET, WITHOUT_BUDGET, Run, base_of, open_run
 
 _ONLINE_FROM = 1_000_000  # sample numbers of online training: never those of a sweep
@@ -36,17 +34,6 @@ def _config(run: Run) -> RunConfig:
 def _sweep(run: Run, split: Split) -> Sweep:
     config = _config(run)
     return run.sweep(split, config.space, getattr(config.samples, split.value))
-
-
-def embed(run: Run, problems: Sequence[Problem]) -> Float[Tensor, "P H"]:
-    """Embeddings of the problems' prompts."""
-    chunks = []
-    with run.phase("embeddings"), run.console.progress("prompt embeddings", len(problems), "") as bar:
-        for start in range(0, len(problems), 128):
-            prompts = [run.task.prompt(problem) for problem in problems[start : start + 128]]
-            chunks.append(run.engine.embed(prompts, _config(run).pooling))
-            bar(start + len(prompts), len(problems), 0)
-    return torch.cat(chunks)
 
 
 def _draw_rewards(run: Run, problems: Sequence[Problem]) -> DrawRewards:
@@ -103,7 +90,16 @@ def train_adapters(run: Run, kinds: Sequence[str]) -> tuple[dict[str, Trained], 
     config = _config(run)
     bandit = config.bandit
     train_problems, validation_problems = run.splits[Split.TRAIN], run.splits[Split.VALIDATION]
-    embedding_train_PH, embedding_validation_PH = embed(run, train_problems), embed(run, validation_problems)
+    sizes = SequenceConfig(
+        hidden_size=run.engine.info.hidden_size,
+        width=bandit.width,
+        pooling=config.pooling,
+        budgets=bandit.budgets,
+        features=config.features,
+    )
+    embedding_train_PH, embedding_validation_PH = (
+        run.embed(problems, sizes) for problems in (train_problems, validation_problems)
+    )
     if bandit.estimator is Estimator.FULL_INFORMATION:
         train = BanditData.of(embedding_train_PH, _sweep(run, Split.TRAIN), bandit.budgets)
     else:
@@ -112,14 +108,7 @@ def train_adapters(run: Run, kinds: Sequence[str]) -> tuple[dict[str, Trained], 
     validation = BanditData.of(embedding_validation_PH, on_validation, bandit.budgets)
     trained = {}
     for kind in kinds:
-        sizes = SequenceConfig(
-            hidden_size=run.engine.info.hidden_size,
-            with_budget=kind == WITH_BUDGET,
-            width=bandit.width,
-            pooling=config.pooling,
-            budgets=bandit.budgets,
-        )
-        adapter = SequenceAdapter(sizes, config.space, config.seed)
+        adapter = SequenceAdapter(replace(sizes, with_budget=kind == WITH_BUDGET), config.space, config.seed)
         with run.phase("training"), run.console.progress(f"training {kind}", bandit.epochs, "") as bar:
             history, kept = train_bandit(
                 adapter,
@@ -163,6 +152,7 @@ def train_sequence(
         summary: dict[str, object] = {
             "adapter": str(run.out / "adapter"),
             "kind": kind,
+            "features": str(config.features),
             "validation_reward": round(trained[kind].history[trained[kind].kept_epoch].validation_reward, 6),
             "validation_best_single_strategy": round(float(single.max()), 6),
             "validation_best_at_any_budget": round(best, 6),
@@ -172,46 +162,16 @@ def train_sequence(
         return summary
 
 
-def evaluate_sequence(run: Run, adapters: dict[str, SequenceAdapter]) -> dict[str, Any]:
-    """Sequence-level adapters against static strategies on the test split."""
-    config = _config(run)
-    for name, adapter in adapters.items():
-        if adapter.config.pooling != config.pooling:
-            raise AdapterError(f"{name}: it reads '{adapter.config.pooling}' embeddings; set pooling to that")
-    return judge(run, adapters, _sweep(run, Split.VALIDATION), {})
-
-
 def train_and_judge(run: Run) -> dict[str, Any]:
     """Train with and without budget, judge on test, write both adapters; returns the results."""
+    config = _config(run)
     trained, on_validation = train_adapters(run, [WITH_BUDGET, WITHOUT_BUDGET])
-    estimator = _config(run).bandit.estimator
-    histories: dict[str, object] = {name: item.to_dict(estimator) for name, item in trained.items()}
-    results = judge(run, {name: item.adapter for name, item in trained.items()}, on_validation, histories)
+    rivals = Rivals(sequence={name: item.adapter for name, item in trained.items()}, commit=config.commit)
+    results = judge(run, config.bandit.budgets, on_validation, _sweep(run, Split.TEST), rivals)
+    results["training"] = {name: item.to_dict(config.bandit.estimator) for name, item in trained.items()}
+    own = RunConfig.model_validate(config.model_dump(include=set(RunConfig.model_fields)))
+    results["config"] = own.model_dump(mode="json")
     for name, folder in ((WITH_BUDGET, "adapter"), (WITHOUT_BUDGET, "adapter-without-budget")):
         rows = [row for row in results["rows"] if row["policy"] in (name, "BEST")]
         save(run, run.out / folder, trained[name], {"rows": rows})
     return results
-
-
-def judge(
-    run: Run, adapters: dict[str, SequenceAdapter], on_validation: Sweep, histories: dict[str, object]
-) -> dict[str, Any]:
-    """Sweep the test split and compare; the content of ``results.json``."""
-    config = _config(run)
-    on_test = _sweep(run, Split.TEST)
-    embedding_PH = embed(run, on_test.problems)
-    budgets = config.bandit.budgets
-    with run.phase("evaluation"):
-        comparison = compare(on_validation, on_test, adapters, embedding_PH, budgets, config.commit)
-    return {
-        "kind": "sequence",
-        **run.facts(),
-        "budgets": list(budgets),
-        **comparison.to_dict(),
-        **run.bounds(on_test, budgets),
-        "training": histories,
-        "config": RunConfig.model_validate(config.model_dump(include=set(RunConfig.model_fields))).model_dump(
-            mode="json"
-        ),
-        "wall_seconds": dict(run.wall_seconds),
-    }

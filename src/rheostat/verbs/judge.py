@@ -1,0 +1,206 @@
+"""Judging: adapters of both levels and static strategies on the same test problems; what ``results.json`` says."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rheostat.adapters.autodeco import AutoDeco, AutoDecoding
+from rheostat.adapters.files import Adapter
+from rheostat.adapters.sequence import SequenceAdapter
+from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
+from rheostat.baselines.uniform import UniformMixture
+from rheostat.config import EvaluateConfig
+from rheostat.console import Console
+from rheostat.decoding.policy import NamedPolicy
+from rheostat.decoding.strategy import ActionSpace
+from rheostat.engines.base import Engine
+from rheostat.errors import AdapterError
+from rheostat.evaluation.behaviour import behaviour
+from rheostat.evaluation.evaluate import Groups, compare, groups_of
+from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_grid, token_judged
+from rheostat.rollouts.sweep import PolicySweep, Sweep
+from rheostat.tasks.base import Split
+from rheostat.types import Problem
+from rheostat.verbs.baselines import Tuned, tune
+from rheostat.verbs.run import Run, open_run
+
+_NOTHING = Tuned()
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Who is judged, by the names that results show.
+
+    Attributes:
+        sequence: adapters that choose once per prompt.
+        token: policies that choose at every token, learned or not.
+        commit: sequence-level adapters take their most probable action instead of drawing one.
+    """
+
+    sequence: Mapping[str, SequenceAdapter] = field(default_factory=dict)
+    token: Mapping[str, NamedPolicy] = field(default_factory=dict)
+    commit: bool = True
+
+    @classmethod
+    def of(cls, adapters: Mapping[str, Adapter], device: str, commit: bool | None = None) -> "Rivals":
+        """Loaded adapters of both levels; ``commit`` None: at the sequence level only.
+
+        Raises:
+            AdapterError: their action spaces have different orders of transforms.
+        """
+        orders = {name: item.space.order for name, item in adapters.items() if not isinstance(item, AutoDeco)}
+        for name, order in orders.items():
+            first = next(iter(orders))
+            if order != orders[first]:
+                raise AdapterError(
+                    f"{name}: its order of transforms is {order}, that of {first} {orders[first]}; evaluate it alone"
+                )
+        return cls(
+            {name: item for name, item in adapters.items() if isinstance(item, SequenceAdapter)},
+            {
+                name: AutoDecoding(item.to(device))
+                if isinstance(item, AutoDeco)
+                else AdaptiveDecoding(item.to(device), bool(commit))
+                for name, item in adapters.items()
+                if not isinstance(item, SequenceAdapter)
+            },
+            commit is None or commit,
+        )
+
+    @property
+    def _adapters(self) -> list[SequenceAdapter | TokenAdapter]:
+        learned = [policy.adapter for policy in self.token.values() if isinstance(policy, AdaptiveDecoding)]
+        return [*self.sequence.values(), *learned]
+
+    @property
+    def see_budgets(self) -> list[bool]:
+        """Of each token-level policy, whether it sees the parallel budget, and is sampled under each."""
+        return [
+            isinstance(item, AdaptiveDecoding) and bool(item.adapter.config.budgets) for item in self.token.values()
+        ]
+
+    @property
+    def space(self) -> ActionSpace | None:
+        """All strategies that the adapters choose from, in their order; None without adapters."""
+        spaces = [adapter.space for adapter in self._adapters]
+        if not spaces:
+            return None
+        return ActionSpace(tuple(dict.fromkeys(strategy for space in spaces for strategy in space)), spaces[0].order)
+
+    @property
+    def budgets(self) -> tuple[int, ...] | None:
+        """The parallel budgets that the adapters were trained for; None where none was."""
+        return tuple(sorted({k for adapter in self._adapters for k in adapter.config.budgets})) or None
+
+
+def evaluate(
+    config: EvaluateConfig, out: Path, console: Console, rivals: Rivals, engine: Engine | None = None
+) -> dict[str, Any]:
+    """`rheostat evaluate`: sample what the store lacks, compare, write results and report."""
+    with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run:
+        budgets = config.judged_budgets
+        tuned = tune(run, config.baselines, budgets, config.samples.validation)
+        space = ActionSpace(tuple(dict.fromkeys((*config.space, *tuned.strategies.values()))), config.order)
+        on_validation = run.sweep(Split.VALIDATION, space, config.samples.validation)
+        on_test = run.sweep(Split.TEST, space, config.samples.test)
+        results = judge(run, budgets, on_validation, on_test, rivals, tuned)
+        return run.write(results | {"config": config.model_dump(mode="json")})
+
+
+def judge(
+    run: Run, budgets: Sequence[int], on_validation: Sweep, on_test: Sweep, rivals: Rivals, tuned: Tuned = _NOTHING
+) -> dict[str, Any]:
+    """Sample the test problems under the token policies, and compare; the content of ``results.json``."""
+    problems, space = on_test.problems, on_test.space
+    samples = int(on_test.rewards_PAS.shape[2])
+    sweeps = _token_sweeps(run, rivals, problems, budgets, samples)
+    for name, policy in tuned.policies.items():
+        sweeps[name] = dict.fromkeys(budgets, run.sample(name, problems, policy, 1, samples))
+    longest = max(int(on_test.length_PAS.max()), 1)
+    measured = Measured.of(on_test, budgets, token_grid(longest))
+    groups = groups_of(problems, [run.task.prompt(problem).cot for problem in problems])
+    policies, choices = _sequence_level(run, rivals, measured, budgets, groups)
+    for name, own in sweeps.items():
+        kind = "adapter" if isinstance(rivals.token.get(name), AdaptiveDecoding) else "baseline"
+        policies[name] = token_judged(kind, own, measured.grid)
+    for name, strategy in tuned.strategies.items():
+        policies[name] = measured.static("baseline", dict.fromkeys(budgets, space.strategies.index(strategy)))
+    mixed = measured.mixture("mixed", {k: np.full((len(problems), len(space)), 1 / len(space)) for k in budgets})
+    if rivals.token:
+        uniform = UniformMixture(space, run.engine.info.device)
+        at_random = run.sample("MIXED", problems, uniform, 1, samples)
+        mixed = token_judged("mixed", dict.fromkeys(budgets, at_random), measured.grid)
+    with run.phase("evaluation"):
+        comparison = compare(on_validation, measured, policies, mixed, groups)
+    results: dict[str, Any] = {
+        "kind": "token" if rivals.token else "sequence",
+        **run.facts(),
+        "strategies": [str(strategy) for strategy in space],
+        "budgets": list(budgets),
+        **comparison.to_dict(),
+        "choices": choices,
+        "tuned": dict(tuned.chosen),
+        **run.bounds(on_test, tuple(budgets)),
+    }
+    if sweeps:
+        results["lengths"] = _lengths(run.task.max_tokens, on_test, sweeps)
+    first = next((name for name, policy in rivals.token.items() if isinstance(policy, AdaptiveDecoding)), None)
+    if first is not None:
+        with run.phase("behaviour"):
+            policy = rivals.token[first]
+            assert isinstance(policy, AdaptiveDecoding)
+            results |= behaviour(run.engine, run.task, problems, policy, first, run.config.seed)
+    results["wall_seconds"] = dict(run.wall_seconds)
+    return results
+
+
+def _token_sweeps(
+    run: Run, rivals: Rivals, problems: Sequence[Problem], budgets: Sequence[int], samples: int
+) -> dict[str, dict[int, PolicySweep]]:
+    """Each token policy's samples under B = k; one that does not see B draws once for all."""
+    found: dict[str, dict[int, PolicySweep]] = {}
+    for (name, policy), sees_budget in zip(rivals.token.items(), rivals.see_budgets, strict=True):
+        if sees_budget:
+            found[name] = {k: run.sample(f"{name}, B = {k}", problems, policy, k, max(2 * k, samples)) for k in budgets}
+        else:
+            found[name] = dict.fromkeys(budgets, run.sample(name, problems, policy, 1, samples))
+    return found
+
+
+def _sequence_level(
+    run: Run, rivals: Rivals, measured: Measured, budgets: Sequence[int], groups: Groups
+) -> tuple[dict[str, Judged], list[dict[str, object]]]:
+    """Sequence-level adapters, and what the first of them chooses by data set and budget."""
+    policies: dict[str, Judged] = {}
+    choices: list[dict[str, object]] = []
+    space: ActionSpace = measured.test.space
+    problems = measured.test.problems
+    read: dict[tuple[str, str], Tensor] = {}  # adapters of one kind read the same of a prompt
+    for name, adapter in rivals.sequence.items():
+        what = (adapter.config.features, adapter.config.pooling)
+        embedding_PH = read[what] = read[what] if what in read else run.embed(problems, adapter.config)
+        pi = sequence_choices(name, adapter, space, embedding_PH, budgets, rivals.commit)
+        policies[name] = measured.mixture("adapter", pi)
+        if not choices:
+            choices = [
+                {"member": member, "budget": k, "probability": [round(float(p), 6) for p in pi[k][own_P].mean(0)]}
+                for k in budgets
+                for member, own_P in groups["member"].items()
+            ]
+    return policies, choices
+
+
+def _lengths(most: int, on_test: Sweep, sweeps: Mapping[str, Mapping[int, PolicySweep]]) -> dict[str, list[int]]:
+    """How many completions have 0, 1, …, ``most`` tokens, of each strategy and each policy (all budgets together)."""
+    lengths: dict[str, NDArray[np.int64]] = {
+        str(strategy): on_test.length_PAS[:, index].ravel() for index, strategy in enumerate(on_test.space)
+    }
+    for name, own in sweeps.items():
+        distinct = {id(sweep): sweep for sweep in own.values()}.values()
+        lengths[name] = np.concatenate([sweep.length_PS.ravel() for sweep in distinct])
+    return {name: np.bincount(values, minlength=most + 1).tolist() for name, values in lengths.items()}
