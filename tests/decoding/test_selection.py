@@ -24,7 +24,7 @@ from rheostat.decoding.selection import (
 from rheostat.decoding.spaces import GREEDY, candidate_grid
 from rheostat.decoding.strategy import Strategy
 from rheostat.errors import ConfigError
-from rheostat.statistics import mean_interval, paired_difference
+from rheostat.statistics import paired_difference
 
 GRID = candidate_grid()
 T1, T2, T3, T4 = (Strategy(temperature) for temperature in (0.3, 0.5, 0.75, 1.25))
@@ -371,8 +371,8 @@ def test_best_of_n_chooses_on_some_problems_and_values_on_others(budget: int | N
                 np.array([one.coverage[-1] if one.held_out is None else one.held_out[-1] for one in per_problem])
             )
         expected[name] = curves
-    assert got.greedy == tuple(mean_interval(values_P, bounds=(0.0, 1.0)) for values_P in expected["greedy"])
-    assert got.top == tuple(mean_interval(values_P, bounds=(0.0, 1.0)) for values_P in expected["top"])
+    assert got.greedy == tuple(proportion_interval(values_P) for values_P in expected["greedy"])
+    assert got.top == tuple(proportion_interval(values_P) for values_P in expected["top"])
     pairs = zip(expected["greedy"], expected["top"], strict=True)
     assert got.difference == tuple(paired_difference(*pair) for pair in pairs)
     assert got.greedy[0] == got.top[0]

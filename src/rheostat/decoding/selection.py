@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rheostat.decoding.strategy import Strategy
 from rheostat.errors import ConfigError
 from rheostat.seeding import derive_seed
-from rheostat.statistics import Interval, mean_interval, paired_difference, pass_at_k
+from rheostat.statistics import Interval, paired_difference, pass_at_k, proportion_interval
 
 _TIED = 1e-12  # gains closer than this differ by rounding only
 
@@ -231,8 +231,8 @@ def best_of_n(
     greedy_NP = value(other, greedy_selection(seen, actions).chosen)
     top_NP = value(other, top_selection(seen, actions).chosen)
     return BestOfN(
-        greedy=tuple(mean_interval(values_P, bounds=(0.0, 1.0)) for values_P in greedy_NP),
-        top=tuple(mean_interval(values_P, bounds=(0.0, 1.0)) for values_P in top_NP),
+        greedy=tuple(proportion_interval(values_P) for values_P in greedy_NP),
+        top=tuple(proportion_interval(values_P) for values_P in top_NP),
         difference=tuple(
             paired_difference(ours_P, theirs_P) for ours_P, theirs_P in zip(greedy_NP, top_NP, strict=True)
         ),

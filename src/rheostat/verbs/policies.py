@@ -11,7 +11,7 @@ from rheostat.console import Console
 from rheostat.engines.base import Engine
 from rheostat.files import atomic_write
 from rheostat.rollouts.sweep import Sweep
-from rheostat.statistics import mean_interval
+from rheostat.statistics import proportion_interval
 from rheostat.tasks.base import Split
 from rheostat.verbs.run import open_run
 
@@ -46,7 +46,7 @@ def _rows(sweep: Sweep, group: str, own_P: np.ndarray) -> list[dict[str, object]
     samples = sweep.rewards_PAS.shape[2]
     for index, strategy in enumerate(sweep.space):
         for k in (k for k in (1, 2, 4, 8, 16, 32) if k == 1 or 2 * k <= samples):
-            value = mean_interval(sweep.pass_at(k)[own_P, index], bounds=(0.0, 1.0))
+            value = proportion_interval(sweep.pass_at(k)[own_P, index])
             rows.append(
                 {
                     "policy": str(strategy),
