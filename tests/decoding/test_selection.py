@@ -24,7 +24,7 @@ from rheostat.decoding.selection import (
 from rheostat.decoding.spaces import GREEDY, candidate_grid
 from rheostat.decoding.strategy import Strategy
 from rheostat.errors import ConfigError
-from rheostat.statistics import paired_difference
+from rheostat.statistics import paired_difference, proportion_interval
 
 GRID = candidate_grid()
 T1, T2, T3, T4 = (Strategy(temperature) for temperature in (0.3, 0.5, 0.75, 1.25))
