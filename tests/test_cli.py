@@ -16,8 +16,9 @@ from rheostat.rollouts.store import RolloutStore
 
 SMALL = [
     *("--problems.train", "12", "--problems.validation", "12", "--problems.test", "12"),
-    *("--samples.train", "8", "--samples.validation", "8", "--samples.test", "16", "--bandit.epochs", "3"),
+    *("--samples.train", "8", "--samples.validation", "8", "--samples.test", "16"),
 ]
+EPOCHS = ["--bandit.epochs", "3"]
 
 TRAINING = [
     *("--budgets", "1", "2", "--steps", "3", "--prompts", "3", "--group", "4", "--filter-samples", "0"),
@@ -34,7 +35,7 @@ def run(*words: str | Path) -> int:
 
 
 def fake_demo(out: Path, *more: str) -> list[str]:
-    return ["demo", "--model", "fake", "--out", str(out), *SMALL, *DEMO, *more]
+    return ["demo", "--model", "fake", "--out", str(out), *SMALL, *EPOCHS, *DEMO, *more]
 
 
 def train_token(out: Path, *more: str) -> list[str]:
@@ -195,11 +196,11 @@ def test_the_same_seed_gives_the_same_results_and_another_seed_others(tmp_path: 
         assert run(*fake_demo(tmp_path / name, "--seed", seed)) == 0
         found.append(without_times(json.loads((tmp_path / name / "results.json").read_text())))
     assert found[0] == found[1]
-    assert found[0]["rows"] != found[2]["rows"]
+    assert found[0]["costs"] != found[2]["costs"]
 
 
 def test_training_online_runs_and_is_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "sequence", "--model", "fake", *SMALL, "--bandit.estimator", "online", "--json"]
+    words = ["train", "sequence", "--model", "fake", *SMALL, *EPOCHS, "--bandit.estimator", "online", "--json"]
     summaries = []
     for name in ("a", "b"):
         assert run(*words, "--out", tmp_path / name) == 0
@@ -273,7 +274,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
     assert run(*train_token(out / "token")) == 0
     assert run(*train_token(out / "blind", "--objective", "pass@1", "--no-with-budget")) == 0
-    assert run("train", "sequence", "--model", "fake", "--out", out / "sequence", *SMALL) == 0
+    assert run("train", "sequence", "--model", "fake", "--out", out / "sequence", *SMALL, *EPOCHS) == 0
     return out
 
 
@@ -413,7 +414,7 @@ def test_a_trace_needs_a_token_adapter(trained: Path, tmp_path: Path, capsys: py
 
 @pytest.mark.model
 def test_a_small_demo_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> None:
-    words = ["demo", "--model", str(smollm2_path), "--out", str(tmp_path), *SMALL, *DEMO]
+    words = ["demo", "--model", str(smollm2_path), "--out", str(tmp_path), *SMALL, *EPOCHS, *DEMO]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "rheostat.cli", *words], check=False, capture_output=True, text=True, env=environment

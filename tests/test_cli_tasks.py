@@ -242,7 +242,7 @@ def test_a_verifier_without_verdicts_ends_the_run_and_says_why(
         ),
         (
             ["evaluate", "--policy", "greedy", "--task", "sums.jsonl", "--verifier", "exact", "--test-from", "60"],
-            "100 were asked for from 60",
+            "120 were asked for from 60",
         ),
         (["evaluate", "--policy", "greedy", "--limit", "0"], "--limit"),
         (["evaluate", "--policy", "greedy", "--policy-samples", "0"], "--policy-samples"),

@@ -174,15 +174,16 @@ def select(config: SelectConfig, out: Path, console: Console, engine: Engine | N
         problems = _shuffled(run.splits[Split.VALIDATION], config.seed)
         space, most = config.space, config.max_rollouts
         searched = Searched(problems, space, config.samples)
+        plan = rounds_of(len(space), len(problems), config.samples, config.actions, most)
+        rate, tokens = _first_batch(run, searched, plan[0])
         if config.max_time is not None:
-            rate = _measured_rate(run, searched)
+            if rate is None:
+                raise ConfigError("max_time: what would measure the rate is stored already; give max_rollouts to go on")
             allowed = int(rate * config.max_time * 60)
             most = min(most, allowed) if most is not None else allowed
             console.say(f"measured {rate:.0f} rollouts/s: {config.max_time:g} minutes allow {allowed:,}")
-        plan = rounds_of(len(space), len(problems), config.samples, config.actions, most)
-        shown = (f"{r.strategies} strategies × {r.problems} problems × {r.samples} samples" for r in plan)
-        full = rollouts_of([Round(len(space), len(problems), config.samples)])
-        console.say(f"plan: {', then '.join(shown)}: {rollouts_of(plan):,} rollouts (full sweep: {full:,})")
+            plan = rounds_of(len(space), len(problems), config.samples, config.actions, most)
+        console.say(_told(plan, Round(len(space), len(problems), config.samples), rate, tokens))
         last = _search(run, config, searched, plan)
         with run.phase("choice"):
             results = _results(run, config, searched, last, plan)
@@ -221,15 +222,27 @@ def _shuffled(problems: Sequence[Problem], seed: int) -> list[Problem]:
     return sorted(problems, key=lambda problem: derive_seed("selection order", seed, problem.id))
 
 
-def _measured_rate(run: Run, searched: Searched) -> float:
-    """Rollouts per second, from a first batch that the search needs anyway."""
+def _told(plan: Sequence[Round], full: Round, rate: float | None, tokens: float) -> str:
+    """The plan in words: rounds, rollouts, tokens, and the time that they take at the measured rate."""
+    shown = (f"{r.strategies} strategies × {r.problems} problems × {r.samples} samples" for r in plan)
+    rollouts = rollouts_of(plan)
+    words = f"plan: {', then '.join(shown)}: {rollouts:,} rollouts (full sweep: {rollouts_of([full]):,})"
+    words += f", about {rollouts * tokens:,.0f} tokens"
+    return (
+        words
+        if rate is None
+        else f"{words}, about {max(1, round(rollouts / rate / 60)):,} min at {rate:.0f} rollouts/s"
+    )
+
+
+def _first_batch(run: Run, searched: Searched, first: Round) -> tuple[float | None, float]:
+    """Rollouts per second (None: all were stored) and tokens per rollout, from a batch that the search needs anyway."""
     start, before = time.perf_counter(), len(run.store)
-    first = searched.problems[: max(2, 768 // (2 * len(searched.space)))]
-    searched.add(_sweep(run, first, searched.space, min(2, searched.samples)), 0)
+    problems = searched.problems[: min(first.problems, max(2, 768 // (2 * len(searched.space))))]
+    done = _sweep(run, problems, searched.space, min(2, first.samples))
+    searched.add(done, 0)
     seconds, made = time.perf_counter() - start, len(run.store) - before
-    if not made:
-        raise ConfigError("max_time: what would measure the rate is stored already; give max_rollouts to go on")
-    return made / seconds
+    return made / seconds if made else None, done.tokens / max(done.sampled, 1)
 
 
 def _sweep(run: Run, problems: Sequence[Problem], space: ActionSpace, samples: int) -> Sweep:
