@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import BaseModel, ConfigDict, Field
 
-from rheostat.config import AutoDecoRunConfig, DemoConfig, EvaluateConfig, RunConfig, SelectConfig, TokenRunConfig
+from rheostat.config import (
+    AutoDecoRunConfig,
+    DemoConfig,
+    EngineName,
+    EvaluateConfig,
+    RunConfig,
+    SelectConfig,
+    TokenRunConfig,
+)
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -85,6 +93,7 @@ class Generate(Arguments):
         description="text to complete; - reads it from stdin"
     )
     model: str = Field("smollm2", description="base model: a name, a folder, or a Hub id")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
     adapter: str | None = Field(None, description="adapter folder or Hub id; it picks the strategy")
     strategy: str | None = Field(None, description="a fixed strategy instead, like greedy or T=0.7,p=0.9 (default T=1)")
     budget: int = Field(1, description="parallel budget B: how many completions")

@@ -174,6 +174,7 @@ def _generate(arguments: Generate, console: Console) -> object:
     result = generate(
         text,
         model=arguments.model,
+        engine=arguments.engine,
         adapter=arguments.adapter,
         strategy=arguments.strategy,
         budget=arguments.budget,

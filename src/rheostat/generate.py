@@ -8,6 +8,7 @@ import torch
 from rheostat.adapters.autodeco import AutoDeco, AutoDecoding
 from rheostat.adapters.files import load_adapter
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
+from rheostat.config import EngineName
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines.base import Request
 from rheostat.errors import ConfigError
@@ -22,6 +23,7 @@ def generate(
     prompt: str,
     *,
     model: str = "smollm2",
+    engine: EngineName = "local",
     adapter: str | None = None,
     strategy: str | None = None,
     budget: int = 1,
@@ -37,6 +39,7 @@ def generate(
     Args:
         prompt: the text, or with ``chat`` the user's message.
         model: base model: a name, a folder, or a Hub id.
+        engine: what opened it; ``vllm`` is an extra.
         adapter: folder or Hub id; a sequence-level one picks the strategy from the prompt and the budget, a token-level
             one an action at every token, AutoDeco heads a temperature and a top-p at every token.
         strategy: a fixed strategy instead, like ``greedy`` or ``T=0.7,p=0.9`` (default ``T=1``).
@@ -60,35 +63,35 @@ def generate(
     if adapter is not None and strategy is not None:
         raise ConfigError("give --adapter or --strategy, not both: an adapter picks the strategy itself")
     fixed = Strategy.parse(strategy or "T=1")
-    engine = open_engine(model)
+    opened = open_engine(model, engine)
     if chat:
-        prompt = engine.chat_text([{"role": "user", "content": prompt}])
+        prompt = opened.chat_text([{"role": "user", "content": prompt}])
     asked = Prompt(f"prompt-{derive_seed(prompt):016x}", prompt, stop)
-    policy = None if adapter is None else load_adapter(adapter, base=base_of(engine.info)).adapter
+    policy = None if adapter is None else load_adapter(adapter, base=base_of(opened.info)).adapter
     if isinstance(policy, TokenAdapter):
-        decoding = AdaptiveDecoding(policy.to(engine.info.device), commit)
+        decoding = AdaptiveDecoding(policy.to(opened.info.device), commit)
         free: dict[str, Any] = {"strategy": None, "probabilities": {}}
         if trace:
-            completions, traces = traced(engine, asked, decoding, str(adapter), budget, max_tokens, seed)
+            completions, traces = traced(opened, asked, decoding, str(adapter), budget, max_tokens, seed)
             return free | {"completions": _plain(completions), "traces": traces}
         requests = [Request(asked, None, sample, seed, max_tokens, budget) for sample in range(budget)]
-        return free | {"completions": _plain(engine.generate(requests, decoding, policy.space.order))}
+        return free | {"completions": _plain(opened.generate(requests, decoding, policy.space.order))}
     if trace or commit:
         raise ConfigError("--trace and --commit need --adapter with a token-level adapter")
     if isinstance(policy, AutoDeco):
         requests = [Request(asked, None, sample, seed, max_tokens, budget) for sample in range(budget)]
-        completions = engine.generate(requests, AutoDecoding(policy.to(engine.info.device)))
+        completions = opened.generate(requests, AutoDecoding(policy.to(opened.info.device)))
         return {"strategy": None, "probabilities": {}, "completions": _plain(completions)}
     order, probabilities = Order.VLLM, {}
     if policy is not None:
-        embedding_PH = represent(engine, [asked], policy.config)
+        embedding_PH = represent(opened, [asked], policy.config)
         budget_P = torch.tensor([budget])
         action = int(policy.choose(embedding_PH, budget_P))
         pi_A = policy.probabilities(embedding_PH, budget_P)[0].tolist()
         fixed, order = policy.space.strategies[action], policy.space.order
         probabilities = {str(s): round(p, 6) for s, p in zip(policy.space, pi_A, strict=True)}
     requests = [Request(asked, fixed, sample, seed, max_tokens) for sample in range(budget)]
-    completions = engine.generate(requests, order=order)
+    completions = opened.generate(requests, order=order)
     return {"strategy": str(fixed), "probabilities": probabilities, "completions": _plain(completions)}
 
 

@@ -60,7 +60,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``correct`` is None when the infrastructure failed to give a verdict; a hanging answer is False."""
+    """What a verifier says about a completion.
+
+    Attributes:
+        correct: None when the infrastructure failed to give a verdict; a hanging answer is False.
+        detail: what it has to say about it.
+        answer: what it took for the answer, which votes in self-consistency (maj@k); None: nothing that could vote.
+    """
 
     correct: bool | None
     detail: str = ""
+    answer: str | None = None

@@ -22,6 +22,7 @@ from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.statistics import (
     equivalent_samples,
     holm,
+    maj_at_k,
     oracle_at_k,
     paired_difference,
     paired_p_value,
@@ -70,7 +71,9 @@ def sweep_of(right_AP: list[list[int]], space: ActionSpace = SPACE) -> Sweep:
     problems = tuple(Problem(f"p{i}", "t", member, f"q{i}", "a") for i, member in enumerate(("sums", "words")))
     rewards_PAS = np.array([[[float(s < right) for s in range(4)] for right in of] for of in np.array(right_AP).T])
     lengths_PAS = np.ones(rewards_PAS.shape, dtype=np.int64)
-    return Sweep(problems, space, rewards_PAS.astype(np.float32), lengths_PAS, lengths_PAS < 0, 16, 32, 0, 0)
+    return Sweep(
+        problems, space, rewards_PAS.astype(np.float32), lengths_PAS, lengths_PAS < 0, -lengths_PAS, 16, 32, 0, 0
+    )
 
 
 def compare_prompts(validation: Sweep, test: Sweep, adapters: dict[str, Lookup], commit: bool) -> Comparison:
@@ -241,7 +244,7 @@ def test_an_adapter_with_another_space_is_refused(space: ActionSpace) -> None:
 def policy_sweep(right_P: list[int], samples: int) -> PolicySweep:
     rewards_PS = np.array([[float(s < right) for s in range(samples)] for right in right_P], dtype=np.float32)
     ones_PS = np.ones(rewards_PS.shape, dtype=np.int64)
-    return PolicySweep(sweep_of(TEST_RIGHT).problems, rewards_PS, ones_PS, ones_PS < 0, 0, 0, 0, 0)
+    return PolicySweep(sweep_of(TEST_RIGHT).problems, rewards_PS, ones_PS, ones_PS < 0, -ones_PS, 0, 0, 0, 0)
 
 
 # pass@1 from the samples under B = 1, pass@2 from those under B = 2; of five samples 1 - C(5 - c, 2) / 10
@@ -309,7 +312,7 @@ def test_token_rows_by_style_need_two_styles_and_two_problems_of_one() -> None:
 
     double = Sweep(
         *(lambda s: (s.problems * 2, s.space, *(
-            np.tile(own_PAS, (2, 1, 1)) for own_PAS in (s.rewards_PAS, s.length_PAS, s.truncated_PAS)
+            np.tile(own_PAS, (2, 1, 1)) for own_PAS in (s.rewards_PAS, s.length_PAS, s.truncated_PAS, s.label_PAS)
         )))(sweep_of(TEST_RIGHT)),
         32, 64, 0, 0,
     )  # fmt: skip
@@ -403,3 +406,33 @@ def test_a_judged_policy_keeps_what_it_was_given() -> None:
     assert judged.samples == 4
     assert {k: value.tolist() for k, value in judged.solved.items()} == {1: [1 / 4, 3 / 4], 2: [pytest.approx(0.7), 1]}
     assert {k: value.tolist() for k, value in (judged.tokens or {}).items()} == {1: [1, 1], 2: [2, 2]}
+
+
+def test_majorities_have_their_own_best_and_no_oracle() -> None:
+    """Cold answers alike and mostly wrong, warm differently: with three votes warm wins where single samples do not."""
+    label_PAS = np.array([[[1, 1, 1, 0, 1, 0], [0, 0, 2, 3, 4, 5]], [[0, 0, 0, 1, 1, 0], [0, 1, 2, -1, -1, 3]]])
+    ones_PAS, rewards_PAS = np.ones_like(label_PAS), (label_PAS == 0).astype(np.float32)
+    plain = sweep_of(TEST_RIGHT)
+    sweep = replace(
+        plain, rewards_PAS=rewards_PAS, length_PAS=ones_PAS, truncated_PAS=ones_PAS < 0, label_PAS=label_PAS
+    )
+    measured = Measured.of(sweep, (1, 3), GRID)
+    mixed = measured.mixture("mixed", {k: np.full((2, 2), 0.5) for k in (1, 3)})
+    policies = {"half": measured.mixture("adapter", {1: np.eye(2), 3: np.array([[0.25, 0.75], [1, 0]])})}
+    got = compare(sweep, measured, policies, mixed, groups_of(sweep.problems, [False, False])).majority
+    assert got is not None
+    alone = np.array([maj_at_k(label_PAS[:, a], np.zeros(2, dtype=int), 3) for a in range(2)])
+    rows = {(row.policy, row.k): row for row in got.rows}
+    assert "oracle" not in {policy for policy, _ in rows}
+    assert rows[COLD, 3].estimate == pytest.approx(alone[0].mean())
+    assert rows["half", 3].estimate == pytest.approx((alone[0, 0] * 0.25 + alone[1, 0] * 0.75 + alone[0, 1]) / 2)
+    assert rows["half", 1].estimate == pytest.approx((2 / 6 + 1 / 6) / 2)
+    assert rows["BEST", 1].chosen == (COLD if rows[COLD, 1].estimate > rows[WARM, 1].estimate else WARM)
+    assert rows["BEST", 3].chosen == (COLD if alone[0].mean() > alone[1].mean() else WARM)
+    assert {(d.policy, d.baseline) for d in got.differences} == {
+        ("half", rival) for rival in ("BEST", "best single strategy", "MIXED")
+    }
+
+
+def test_without_answers_there_is_no_majority() -> None:
+    assert token_compared().majority is None

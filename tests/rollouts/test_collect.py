@@ -80,7 +80,7 @@ class TinyTask:
     def verify(self, problem: Problem, completion: Completion) -> Verdict:
         if problem.id in self.broken:
             raise OSError(f"no worker for {problem.id}\ud800")
-        return Verdict(int(completion.text[0]) % 2 == 0, f"read {completion.text[0]}")
+        return Verdict(int(completion.text[0]) % 2 == 0, f"read {completion.text[0]}", completion.text[0])
 
 
 def problems_and_requests(
@@ -137,6 +137,7 @@ def test_rollouts_say_what_was_asked_and_judged_in_the_order_of_the_requests(
             finish_reason=FinishReason.LENGTH if length == 3 else FinishReason.STOP,
             correct=number % 2 == 0,
             detail=f"read {number}",
+            answer=str(number),
             batch=rollout.batch,
         )
     assert len({rollout.batch for rollout in rollouts}) == len(engine.calls) == len(reports)

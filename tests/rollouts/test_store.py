@@ -33,6 +33,7 @@ def rollout(number: int, batch: str = "b0", **changes: object) -> Rollout:
         finish_reason=FinishReason.LENGTH if number % 2 else FinishReason.STOP,
         correct=(True, False, None)[number % 3],
         detail="",
+        answer=(None, "", "µ 3")[number % 3],
         batch=batch,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
@@ -111,7 +112,7 @@ def test_provenance_stands_in_the_metadata(tmp_path: Path) -> None:
         rows = store.query(f"SELECT key, value FROM parquet_kv_metadata('{tmp_path}/*.parquet')").fetchall()
     metadata = dict(rows)
     assert metadata[b"rheostat.engine"] == b'{"threads": 2}'
-    assert metadata[b"rheostat.rollouts.format"] == b"3"
+    assert metadata[b"rheostat.rollouts.format"] == b"4"
 
 
 def damage_tail(data: bytes) -> bytes:
@@ -171,7 +172,7 @@ def test_no_flipped_bit_of_a_page_changes_a_rollout_unnoticed(tmp_path: Path) ->
 
 def test_foreign_files_and_versions_are_refused(tmp_path: Path) -> None:
     for name, metadata, message in (
-        ("version", {b"rheostat.rollouts.format": b"1"}, "has format version 1 and this Rheostat reads 3"),
+        ("version", {b"rheostat.rollouts.format": b"1"}, "has format version 1 and this Rheostat reads 4"),
         ("foreign", None, "is no shard of a rollout store"),
     ):
         folder = tmp_path / name

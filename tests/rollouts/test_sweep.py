@@ -1,6 +1,9 @@
 """The reward tensor against single requests, and pass@k against the fake engine's exact distribution."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.engines.base import Request
 from rheostat.engines.fake import EOS, FakeEngine
-from rheostat.rollouts.store import RolloutStore
+from rheostat.rollouts.store import Rollout, RolloutStore
 from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep, sweep_policy
 from rheostat.seeding import derive_seed
 from rheostat.tasks.base import Split
@@ -170,7 +173,9 @@ def test_bounds_by_hand() -> None:
     rewards_PAS = np.array([[[1, np.nan, 0, 0]]], dtype=np.float32)
     problem = LetterTask().problems(Split.TRAIN, 1)[0]
     lengths_PAS = np.ones((1, 1, 4), dtype=np.int64)
-    got = Sweep((problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, lengths_PAS, lengths_PAS < 0, 4, 8, 0, 1)
+    got = Sweep(
+        (problem,), ActionSpace((Strategy(1.0),)), rewards_PAS, lengths_PAS, lengths_PAS < 0, -lengths_PAS, 4, 8, 0, 1
+    )
     assert got.pass_at(2)[0, 0] == pytest.approx(1 / 2)
     assert got.pass_at(2, missing_is=1.0)[0, 0] == pytest.approx(5 / 6)
     assert got.pass_at(1)[0, 0] == pytest.approx(1 / 4)
@@ -214,7 +219,32 @@ def test_a_policys_pass_at_k_and_its_bounds_by_hand() -> None:
     rewards_PS = np.array([[1, np.nan, 0, 0], [0, 0, 0, 0]], dtype=np.float32)
     problems = tuple(LetterTask().problems(Split.TRAIN, 2))
     lengths_PS = np.ones((2, 4), dtype=np.int64)
-    got = PolicySweep(problems, rewards_PS, lengths_PS, lengths_PS < 0, 8, 8, 0, 1)
+    got = PolicySweep(problems, rewards_PS, lengths_PS, lengths_PS < 0, -lengths_PS, 8, 8, 0, 1)
     assert got.pass_at(2).tolist() == pytest.approx([1 / 2, 0])
     assert got.pass_at(2, missing_is=1.0).tolist() == pytest.approx([5 / 6, 0])
     assert got.pass_at(1).tolist() == pytest.approx([1 / 4, 0])
+
+
+def test_right_answers_vote_together_and_wrong_ones_by_their_text() -> None:
+    """Of 1/2, 0.5, 3, 3, 4 the first two are right: what a majority of three finds is counted by hand."""
+    problems = [Problem(name, "t", "m", "?", "0.5") for name in ("a", "b")]
+    written = [("1/2", True), ("0.5", True), ("3", False), ("3", False), ("4", False), (None, False)]
+    base = Rollout("", "", "t", "m", "T=1", "vllm", 0, 0, 4, "", 1, FinishReason.STOP, None, "", None, "")
+    rollouts = [
+        replace(base, key=f"{p.id}{n}", problem_id=p.id, correct=right, answer=answer)
+        for p in problems
+        for n, (answer, right) in enumerate(written)
+    ]
+    got = Sweep.of(problems, ActionSpace((Strategy(1.0),)), 6, rollouts)
+    assert got.label_PAS[0, 0].tolist() == [0, 0, 1, 1, 2, -1]
+    votes = [[0, 0, 1, 1, 2, None][i] for i in range(6)]
+    won = 0.0
+    for drawn in itertools.combinations(votes, 3):
+        counts = Counter(vote for vote in drawn if vote is not None)
+        best = [answer for answer, count in counts.items() if count == max(counts.values())]
+        won += (0 in best) / len(best)
+    assert got.maj_at(3)[:, 0] == pytest.approx([won / 20] * 2)
+    assert set(got.label_PAS[1, 0]) == {0, 3, 4, -1}
+    as_policy = PolicySweep(tuple(problems), *(got_PAS[:, 0] for got_PAS in (
+        got.rewards_PAS, got.length_PAS, got.truncated_PAS, got.label_PAS)), 12, 12, 0, 0)  # fmt: skip
+    assert as_policy.maj_at(3) == pytest.approx(got.maj_at(3)[:, 0])

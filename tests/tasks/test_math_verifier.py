@@ -11,7 +11,7 @@ import pytest
 from rheostat.errors import RheostatError
 from rheostat.tasks.math import MathVerifier, last_box
 from rheostat.tasks.workers import WorkerPool
-from rheostat.types import Problem, Verdict
+from rheostat.types import Problem
 
 pytest.importorskip("math_verify")
 
@@ -132,7 +132,23 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("answer", "written"), EQUAL)
 def test_equal(verify: MathVerifier, answer: str, written: str) -> None:
-    assert verify(problem(answer), boxed(written)) == Verdict(True)
+    assert verify(problem(answer), boxed(written)).correct is True
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (boxed(r"\frac{1}{2}"), r"\frac{1}{2}"),
+        (boxed("7 cm."), "7"),
+        ("We add them. The answer is 12.", "12"),
+        ("So $x = 4$, and then $x = 6$.", "x = 6"),
+        (boxed("9**9**9**9"), "9**9**9**9"),
+        (boxed(""), None),
+        ("I do not know.", None),
+    ],
+)
+def test_what_votes_is_the_answer_as_it_was_read(verify: MathVerifier, completion: str, answer: str | None) -> None:
+    assert verify(problem("12"), completion).answer == answer
 
 
 @pytest.mark.parametrize(("answer", "written"), DIFFERENT)

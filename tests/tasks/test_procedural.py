@@ -83,6 +83,18 @@ def test_answers_of_the_data_set_are_right_and_others_wrong(
             assert tasks[member].verify(problem, written("")).correct is False
 
 
+def test_what_votes_is_the_stripped_answer_of_a_completion_that_ended() -> None:
+    task = procedural_task("gcd")
+    problem = task.problems(Split.VALIDATION, 1)[0]
+    for text, reason, answer in (
+        (" 99", FinishReason.STOP, "99"),
+        (f" {problem.answer} ", FinishReason.STOP, problem.answer),
+        (" ", FinishReason.STOP, None),
+        (" 99", FinishReason.LENGTH, None),
+    ):
+        assert task.verify(problem, Completion(text, (1,), reason)).answer == answer
+
+
 def test_partial_credit_is_wrong() -> None:
     """reasoning-gym gives an answer that merely contains the right one a part of the score."""
     task = ProceduralTask("own", {"divisors": Member("gcd", {"min_value": 1, "max_value": 50})})

@@ -202,7 +202,7 @@ def test_data_of_a_sweep_by_hand() -> None:
         [[[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [1, 1, 0, 0], [1, np.nan, 1, 1]]], dtype=np.float32
     )
     lengths_PAS = np.zeros(rewards_PAS.shape, dtype=np.int64)
-    sweep = Sweep(problems, SPACE, rewards_PAS, lengths_PAS, lengths_PAS > 0, 24, 0, 0, 1)
+    sweep = Sweep(problems, SPACE, rewards_PAS, lengths_PAS, lengths_PAS > 0, -lengths_PAS, 24, 0, 0, 1)
     data = BanditData.of(torch.zeros(2, HIDDEN), sweep, (1, 2))
     expected = [[[1, 1 / 4, 0], [0, 1 / 2, 3 / 4]], [[1, 1 / 2, 0], [0, 5 / 6, 1]]]
     assert data.reward_KPA.dtype == torch.float32

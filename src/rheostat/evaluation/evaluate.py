@@ -5,15 +5,16 @@ by problem; p-values are Holm-corrected over all policies and budgets that are c
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from rheostat.evaluation.judged import Judged, Measured, PerProblem
+from rheostat.decoding.strategy import ActionSpace
+from rheostat.evaluation.judged import Judged, Measured, PerProblem, has_answers
 from rheostat.rollouts.sweep import Sweep
 from rheostat.statistics import (
     Interval,
@@ -108,8 +109,19 @@ class Within:
 
 
 @dataclass(frozen=True, slots=True)
+class Majority:
+    """maj@k (self-consistency): the answer with most votes among k samples is right, ties split fairly.
+
+    BEST and the best single strategy are chosen anew on validation, by maj@k.
+    """
+
+    rows: list[Row]
+    differences: list[Difference]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything that evaluation finds out; lists of plain values."""
+    """Everything that evaluation finds out; lists of plain values. ``majority`` is None where answers cannot vote."""
 
     rows: list[Row]
     by_member: list[Row]
@@ -117,6 +129,7 @@ class Comparison:
     by_level: list[Row]
     by_subject: list[Row]
     differences: list[Difference]
+    majority: Majority | None
     costs: list[Cost]
     within: list[Within]
 
@@ -158,72 +171,121 @@ def compare(
         mixed: the uniform mixture.
         groups: of the test problems.
     """
-    budgets, names = list(measured.solved), [str(strategy) for strategy in measured.test.space]
-    on_validation = {k: validation.pass_at(k).mean(0) for k in budgets}
-    single = int(np.mean([on_validation[k] for k in budgets], axis=0).argmax())
-    chosen = {k: int(on_validation[k].argmax()) for k in budgets}
-    oracle = {k: oracle_at_k(np.nan_to_num(measured.test.rewards_PAS), k) for k in budgets}
-    plain = measured.static("best", dict.fromkeys(budgets, single))
-    table: dict[str, Judged] = {
-        **policies,
-        BEST: measured.static("best", chosen),
-        SINGLE: plain,
-        MIXED: mixed,
-        ORACLE: replace(plain, kind="oracle", solved=oracle, tokens=None, within_PT=None),
-        **{name: measured.static("static", dict.fromkeys(budgets, a)) for a, name in enumerate(names)},
-    }
-    values = {name: _with_mean(judged.solved) for name, judged in table.items()}
-
-    def choice_of(policy: str, k: int | str) -> str | None:
-        if policy == SINGLE:
-            return names[single]
-        return names[chosen[k]] if policy == BEST and isinstance(k, int) else None
-
-    def rows(own_P: Any, **group: Any) -> list[Row]:
-        return [
-            replace(
-                Row(name, judged.kind, k, *_numbers(share), share.n, judged.samples, choice_of(name, k)),
-                **group,
-            )
-            for name, judged in table.items()
-            for k, value_P in values[name].items()
-            for share in [proportion_interval(value_P[own_P])]
-        ]
+    budgets, tests = list(measured.solved), measured.test
+    oracle = {k: oracle_at_k(np.nan_to_num(tests.rewards_PAS), k) for k in budgets}
+    choice = _Choice.of({k: validation.pass_at(k) for k in budgets}, tests.space)
+    table = _Table.of(measured, policies, mixed, choice, lambda judged: judged.solved, oracle)
 
     def by(group: str) -> list[Row]:
         parts = groups.get(group, {}).items()
         fewest = 1 if group == "member" else 2  # every data set has its row
-        return [row for name, own_P in parts if own_P.sum() >= fewest for row in rows(own_P, **{group: name})]
+        return [row for name, own_P in parts if own_P.sum() >= fewest for row in table.rows(own_P, **{group: name})]
 
-    differences: list[Difference] = []
-    for rival in _rivals(table):
-        found = [
-            _difference(policy, rival, choice_of(rival, k), k, values[policy][k], values[rival][k])
-            for policy in policies
-            if policy != rival and (policies[policy].kind == "adapter" or rival not in policies)
-            for k in values[policy]
-        ]
-        if found:
-            corrected_N = holm([item.p for item in found])
-            differences += [replace(item, p_holm=_p(p)) for item, p in zip(found, corrected_N, strict=True)]
-    most = int(measured.test.rewards_PAS.shape[2])
-    plain_PK = np.stack([measured.test.pass_at(k)[:, single] for k in range(1, most + 1)], axis=1)
+    most = int(tests.rewards_PAS.shape[2])
+    plain_PK = np.stack([tests.pass_at(k)[:, choice.single] for k in range(1, most + 1)], axis=1)
     return Comparison(
-        rows=rows(slice(None)),
+        rows=table.rows(),
         **{f"by_{group}": by(group) for group in ("member", "style", "level", "subject")},
-        differences=differences,
+        differences=table.differences(),
+        majority=_majority(validation, measured, policies, mixed),
         costs=[
             _cost(name, k, judged, plain_PK if name in policies else None)
-            for name, judged in table.items()
+            for name, judged in table.judged.items()
             if judged.tokens is not None
             for k in budgets
         ],
         within=[
             _within(name, measured.grid, judged.within_PT)
-            for name, judged in table.items()
+            for name, judged in table.judged.items()
             if judged.within_PT is not None and len(measured.grid) > 1
         ],
     )
+
+
+def _majority(validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Judged) -> Majority | None:
+    """The same under maj@k; None where completions have no answers that could vote."""
+    if not measured.majority or not has_answers(validation.label_PAS):
+        return None
+    choice = _Choice.of({k: validation.maj_at(k) for k in measured.majority}, measured.test.space)
+    table = _Table.of(measured, policies, mixed, choice, lambda judged: judged.majority)
+    return Majority(table.rows(), table.differences())
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The strategies that validation chose: for each budget, and by the mean over the budgets."""
+
+    names: list[str]
+    best: Mapping[int, int]
+    single: int
+
+    @classmethod
+    def of(cls, validation: Mapping[int, Float[NDArray[np.float64], "P A"]], space: ActionSpace) -> "_Choice":
+        mean_A = {k: value_PA.mean(0) for k, value_PA in validation.items()}
+        best = {k: int(own_A.argmax()) for k, own_A in mean_A.items()}
+        return cls([str(strategy) for strategy in space], best, int(np.mean([*mean_A.values()], axis=0).argmax()))
+
+    def told(self, policy: str, k: int | str) -> str | None:
+        """The strategy behind a row of BEST or of the best single strategy."""
+        if policy == SINGLE:
+            return self.names[self.single]
+        return self.names[self.best[k]] if policy == BEST and isinstance(k, int) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Everything that is compared under one metric, in the order of the results; ``values`` with the mean over k."""
+
+    judged: Mapping[str, Judged]
+    values: Mapping[str, Mapping[int | str, PerProblem]]
+    policies: Sequence[str]
+    choice: _Choice
+
+    @classmethod
+    def of(
+        cls,
+        measured: Measured,
+        policies: Mapping[str, Judged],
+        mixed: Judged,
+        choice: _Choice,
+        metric: Callable[[Judged], Mapping[int, PerProblem]],
+        oracle: Mapping[int, PerProblem] | None = None,
+    ) -> "_Table":
+        budgets = list(measured.solved)
+        plain = measured.static("best", dict.fromkeys(budgets, choice.single))
+        judged = {**policies, BEST: measured.static("best", choice.best), SINGLE: plain, MIXED: mixed}
+        if oracle is not None:
+            judged[ORACLE] = replace(plain, kind="oracle", solved=oracle, tokens=None, within_PT=None)
+        for a, name in enumerate(choice.names):
+            judged[name] = measured.static("static", dict.fromkeys(budgets, a))
+        return cls(judged, {name: _with_mean(metric(own)) for name, own in judged.items()}, list(policies), choice)
+
+    def rows(self, own_P: Any = slice(None), **group: Any) -> list[Row]:
+        """Of the problems ``own_P``, which are those of ``group``."""
+        return [
+            replace(
+                Row(name, judged.kind, k, *_numbers(share), share.n, judged.samples, self.choice.told(name, k)),
+                **group,
+            )
+            for name, judged in self.judged.items()
+            for k, value_P in self.values[name].items()
+            for share in [proportion_interval(value_P[own_P])]
+        ]
+
+    def differences(self) -> list[Difference]:
+        """Each policy against each rival; p-values are corrected over all that are compared with the same rival."""
+        differences: list[Difference] = []
+        for rival in _rivals(self.judged):
+            found = [
+                _difference(name, rival, self.choice.told(rival, k), k, self.values[name][k], self.values[rival][k])
+                for name in self.policies
+                if name != rival and (self.judged[name].kind == "adapter" or rival not in self.policies)
+                for k in self.values[name]
+            ]
+            if found:
+                corrected_N = holm([item.p for item in found])
+                differences += [replace(item, p_holm=_p(p)) for item, p in zip(found, corrected_N, strict=True)]
+        return differences
 
 
 def _with_mean(solved: Mapping[int, PerProblem]) -> dict[int | str, PerProblem]:

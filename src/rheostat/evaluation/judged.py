@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class Judged:
     Attributes:
         kind: ``adapter``, ``baseline``, ``best``, ``mixed``, ``oracle`` or ``static``.
         solved: pass@k of each problem, for each budget k.
+        majority: maj@k likewise; empty where completions have no answers that could vote.
         tokens: how many tokens k samples take, for each budget k; None where that means nothing.
         within_PT: the share of single samples that are right within the first t tokens, for each t of a grid.
         samples: completions per problem behind the smallest of these estimates.
@@ -37,6 +38,7 @@ class Judged:
 
     kind: str
     solved: Mapping[int, PerProblem]
+    majority: Mapping[int, PerProblem]
     tokens: Mapping[int, PerProblem] | None
     within_PT: Float[NDArray[np.float64], "P T"] | None
     samples: int
@@ -48,12 +50,14 @@ class Measured:
 
     Attributes:
         solved: for each budget k, pass@k of each problem and strategy.
+        majority: maj@k likewise; empty where completions have no answers that could vote.
         within_PAT: as ``Judged.within_PT``, of each strategy.
         grid: the T token budgets.
     """
 
     test: Sweep
     solved: Mapping[int, Float[NDArray[np.float64], "P A"]]
+    majority: Mapping[int, Float[NDArray[np.float64], "P A"]]
     within_PAT: Float[NDArray[np.float64], "P A T"]
     grid: tuple[int, ...]
 
@@ -61,7 +65,8 @@ class Measured:
     def of(cls, test: Sweep, budgets: Sequence[int], grid: Sequence[int]) -> "Measured":
         right_PAS = np.nan_to_num(test.rewards_PAS)
         within = [accuracy_within(test.length_PAS[:, a], right_PAS[:, a], grid) for a in range(len(test.space))]
-        return cls(test, {k: test.pass_at(k) for k in budgets}, np.stack(within, axis=1), tuple(grid))
+        majority = {k: test.maj_at(k) for k in budgets} if has_answers(test.label_PAS) else {}
+        return cls(test, {k: test.pass_at(k) for k in budgets}, majority, np.stack(within, axis=1), tuple(grid))
 
     def mixture(self, kind: str, pi: Mapping[int, Float[NDArray[np.float64], "P A"]]) -> Judged:
         """A policy that applies strategy a to all k samples of problem x with probability ``pi[k][x, a]``."""
@@ -71,6 +76,7 @@ class Measured:
         return Judged(
             kind,
             {k: (pi_PA * self.solved[k]).sum(1) for k, pi_PA in pi.items()},
+            {k: (pi[k] * majority_PA).sum(1) for k, majority_PA in self.majority.items() if k in pi},
             {k: (pi_PA * length_PA * np.where(once_A, 1, k)).sum(1) for k, pi_PA in pi.items()},
             np.einsum("pa,pat->pt", first_PA, self.within_PAT),
             int(self.test.rewards_PAS.shape[2]),
@@ -123,10 +129,16 @@ def token_judged(kind: str, sweeps: Mapping[int, PolicySweep], grid: Sequence[in
     return Judged(
         kind,
         {k: sweep.pass_at(k) for k, sweep in sweeps.items()},
+        {k: sweep.maj_at(k) for k, sweep in sweeps.items()} if has_answers(first.label_PS) else {},
         {k: k * sweep.length_PS.mean(1) for k, sweep in sweeps.items()},
         accuracy_within(first.length_PS, np.nan_to_num(first.rewards_PS), grid),
         min(sweep.rewards_PS.shape[1] for sweep in sweeps.values()),
     )
+
+
+def has_answers(labels: Int[NDArray[np.int64], "..."]) -> bool:
+    """Whether a majority can be had: programs, for one, have no answers."""
+    return bool((labels >= 0).any())
 
 
 def token_grid(most: int) -> tuple[int, ...]:

@@ -222,6 +222,7 @@ def _generate(
                 finish_reason=completion.finish_reason,
                 correct=verdict.correct,
                 detail=verdict.detail,
+                answer=verdict.answer,
                 batch=batch,
                 cot=item.request.prompt.cot,
             )

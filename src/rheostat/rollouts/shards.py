@@ -14,7 +14,7 @@ from rheostat.errors import StoreError
 from rheostat.files import disk_error
 from rheostat.types import FinishReason
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Stands in every shard's Parquet metadata; a store of another version is refused."""
 
 _FORMAT_KEY = b"rheostat.rollouts.format"
@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("correct", pa.bool_()),
         pa.field("detail", pa.string(), nullable=False),
+        pa.field("answer", pa.string()),
         pa.field("batch", pa.string(), nullable=False),
         pa.field("cot", pa.bool_(), nullable=False),
     ],
@@ -48,7 +49,7 @@ collector looks at a tuple of plain values only once."""
 
 _FINISH_REASONS = {reason.value: reason for reason in FinishReason}
 _as_row = operator.attrgetter(*SCHEMA.names)
-_REPEATED = ("task", "member", "strategy", "order", "problem_id", "batch", "detail")  # values that many rows share
+_REPEATED = ("task", "member", "strategy", "order", "problem_id", "batch", "detail", "answer")  # by many rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Rollout:
         finish_reason: its own end, or the token budget.
         correct: the verdict; None when the infrastructure failed to give one.
         detail: what the verifier said about it.
+        answer: what the verifier took for the answer; None where nothing could vote in self-consistency.
         batch: the batch that was generated together, which is also the name of the shard.
         cot: whether the prompt asked for a chain of thought.
     """
@@ -88,6 +90,7 @@ class Rollout:
     finish_reason: FinishReason
     correct: bool | None
     detail: str
+    answer: str | None
     batch: str
     cot: bool = False
 
@@ -152,7 +155,7 @@ def decode(table: Any) -> list[Row]:
     """The rows of a whole shard; texts that they share are held once. ``Rollout(*row)`` makes a rollout of one."""
     columns = {name: table.column(name).to_pylist() for name in SCHEMA.names}
     for name in _REPEATED:
-        columns[name] = list(map(sys.intern, columns[name]))
+        columns[name] = [value if value is None else sys.intern(value) for value in columns[name]]
     columns["finish_reason"] = [_FINISH_REASONS[value] for value in columns["finish_reason"]]
     return list(zip(*columns.values(), strict=True))
 

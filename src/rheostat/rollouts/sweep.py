@@ -13,7 +13,7 @@ from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.engines.base import Engine, Request
 from rheostat.rollouts.collect import Progress, collect
 from rheostat.rollouts.store import Rollout, RolloutStore
-from rheostat.statistics import pass_at_k
+from rheostat.statistics import maj_at_k, pass_at_k
 from rheostat.tasks.base import Task
 from rheostat.types import FinishReason, Problem
 
@@ -27,6 +27,8 @@ class Sweep:
             so its one sample is repeated.
         length_PAS: tokens written.
         truncated_PAS: ended at the token budget.
+        label_PAS: which answer votes in self-consistency: 0 each right one, from 1 on the wrong ones, equal numbers
+            for equal texts; -1 for none.
         sampled: how many completions were sampled, greedy ones once.
         tokens: how many tokens these hold.
         truncated: how many of these ended at the token budget.
@@ -38,6 +40,7 @@ class Sweep:
     rewards_PAS: Float[NDArray[np.float32], "P A S"]
     length_PAS: Int[NDArray[np.int64], "P A S"]
     truncated_PAS: Bool[NDArray[np.bool_], "P A S"]
+    label_PAS: Int[NDArray[np.int64], "P A S"]
     sampled: int
     tokens: int
     truncated: int
@@ -54,6 +57,10 @@ class Sweep:
         rewards_PAS = np.nan_to_num(self.rewards_PAS, nan=missing_is)
         return pass_at_k(rewards_PAS.sum(-1).astype(np.int64), self.rewards_PAS.shape[2], k)
 
+    def maj_at(self, k: int) -> Float[NDArray[np.float64], "P A"]:
+        """maj@k of each problem and strategy; what has no answer has no vote."""
+        return np.stack([_maj_at(label_PS, k) for label_PS in self.label_PAS.swapaxes(0, 1)], axis=1)
+
 
 @dataclass(frozen=True, slots=True)
 class PolicySweep:
@@ -66,6 +73,7 @@ class PolicySweep:
     rewards_PS: Float[NDArray[np.float32], "P S"]
     length_PS: Int[NDArray[np.int64], "P S"]
     truncated_PS: Bool[NDArray[np.bool_], "P S"]
+    label_PS: Int[NDArray[np.int64], "P S"]
     sampled: int
     tokens: int
     truncated: int
@@ -76,11 +84,19 @@ class PolicySweep:
         rewards_PS = np.nan_to_num(self.rewards_PS, nan=missing_is)
         return pass_at_k(rewards_PS.sum(-1).astype(np.int64), self.rewards_PS.shape[1], k)
 
+    def maj_at(self, k: int) -> Float[NDArray[np.float64], " P"]:
+        """maj@k of each problem; what has no answer has no vote."""
+        return _maj_at(self.label_PS, k)
+
+
+def _maj_at(label_PS: Int[NDArray[np.int64], "P S"], k: int) -> Float[NDArray[np.float64], " P"]:
+    return maj_at_k(label_PS, np.zeros(len(label_PS), dtype=np.int64), k)
+
 
 def _arrays(
     rollouts: Sequence[Rollout], shape: tuple[int, ...]
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Rewards, lengths, and what was truncated."""
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Rewards, lengths, what was truncated, and which answer each has."""
     verdicts = [np.nan if rollout.correct is None else float(rollout.correct) for rollout in rollouts]
     lengths = [rollout.tokens for rollout in rollouts]
     truncated = [rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts]
@@ -88,7 +104,23 @@ def _arrays(
         np.array(verdicts, dtype=np.float32).reshape(shape),
         np.array(lengths, dtype=np.int64).reshape(shape),
         np.array(truncated, dtype=bool).reshape(shape),
+        np.array(_labels(rollouts), dtype=np.int64).reshape(shape),
     )
+
+
+def _labels(rollouts: Sequence[Rollout]) -> list[int]:
+    """What the verifier took for right is one answer, however it is written; wrong answers are equal where their texts
+    are."""
+    wrong: dict[tuple[str, str], int] = {}
+    found = []
+    for rollout in rollouts:
+        if rollout.answer is None:
+            found.append(-1)
+        elif rollout.correct:
+            found.append(0)
+        else:
+            found.append(wrong.setdefault((rollout.problem_id, rollout.answer), len(wrong) + 1))
+    return found
 
 
 def _counts(rollouts: Sequence[Rollout]) -> tuple[int, int, int, int]:

@@ -90,7 +90,8 @@ class ExactVerifier:
     def __call__(self, problem: Problem, completion: str) -> Verdict:
         wanted = " ".join(problem.answer.split())
         lines = completion.strip().splitlines() or [""]
-        return Verdict(wanted in (" ".join(completion.split()), " ".join(lines[-1].split())))
+        last = " ".join(lines[-1].split())
+        return Verdict(wanted in (" ".join(completion.split()), last), answer=last or None)
 
 
 class FunctionVerifier:

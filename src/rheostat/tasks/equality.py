@@ -27,8 +27,8 @@ def _expression(latex: str) -> Any:
     return parse(f"\\boxed{{{latex}}}", [_BOX], fallback_mode="no_fallback", parsing_timeout=None)
 
 
-def equal(answer: str, written: str, boxed: bool) -> bool:
-    """Whether what was written equals the answer, which is bare LaTeX.
+def equal(answer: str, written: str, boxed: bool) -> tuple[bool, str | None]:
+    """Whether what was written equals the answer, which is bare LaTeX; and the text that was taken for an answer.
 
     Args:
         answer: the reference.
@@ -36,5 +36,7 @@ def equal(answer: str, written: str, boxed: bool) -> bool:
             formula, the last number.
         boxed: that it is bare LaTeX.
     """
-    found = _expression(written) if boxed else parse(written, _TEXT, fallback_mode="no_fallback", parsing_timeout=None)
-    return bool(verify(_expression(answer), found, allow_set_relation_comp=True, timeout_seconds=None))
+    found = _expression(written) if boxed else parse(written, _TEXT, fallback_mode="first_match", parsing_timeout=None)
+    texts, found = [item for item in found if isinstance(item, str)], [x for x in found if not isinstance(x, str)]
+    same = bool(verify(_expression(answer), found, allow_set_relation_comp=True, timeout_seconds=None))
+    return same, next(iter(texts), None)

@@ -6,6 +6,7 @@ math-verify is generous, and so is this: 10\\% equals 10 and 0.1, 90^\\circ equa
 
 import re
 from collections import deque
+from typing import Any
 
 from rheostat.tasks.workers import CallFailed, Raised, WorkerPool
 from rheostat.types import Problem, Verdict
@@ -79,21 +80,23 @@ class MathVerifier:
         if not written:
             return Verdict(False, "the box is empty")
         if (same := _same(answer, written)) is not None:
-            return Verdict(same, "" if same else "not equal")
+            return Verdict(same, "" if same else "not equal", written)
         if _is_hopeless(answer) or _is_hopeless(written):
-            return Verdict(False, "the answer is too large or too deep to be computed")
+            return Verdict(False, "the answer is too large or too deep to be computed", written)
         return self._compare(answer, written, boxed=True)
 
     def _compare(self, answer: str, written: str, boxed: bool) -> Verdict:
         if not written.strip():
             return Verdict(False, "no answer")
+        known = written if boxed else None  # in a text, only the worker finds the answer
         try:
-            equal = self._pool.call(answer, written, boxed)
+            outcome: Any = self._pool.call(answer, written, boxed)
         except CallFailed as error:
-            return Verdict(False, str(error))
-        if isinstance(equal, Raised):
-            return Verdict(False, f"{equal.type}: {equal.message}")
-        return Verdict(equal is True, "" if equal else "not equal")
+            return Verdict(False, str(error), known)
+        if isinstance(outcome, Raised):
+            return Verdict(False, f"{outcome.type}: {outcome.message}", known)
+        is_equal, found = outcome
+        return Verdict(is_equal, "" if is_equal else "not equal", known or found)
 
     def close(self) -> None:
         """Ends the worker processes."""

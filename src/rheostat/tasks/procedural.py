@@ -161,11 +161,12 @@ class ProceduralTask:
             _, marker, answer = answer.rpartition("\nAnswer:")
             if not marker:
                 return Verdict(False, "steps without an answer")
+        answer = answer.strip()
         data, pattern = self._data[problem.member], self._members[problem.member].answer
-        if pattern is not None and not re.fullmatch(pattern, answer.strip()):
-            return Verdict(False, "not of the answer's form")
-        score = data.score_answer(answer=answer.strip(), entry=data[problem.metadata["index"]])
-        return Verdict(score == 1.0, f"score {score:g}")
+        if pattern is not None and not re.fullmatch(pattern, answer):
+            return Verdict(False, "not of the answer's form", answer or None)
+        score = data.score_answer(answer=answer, entry=data[problem.metadata["index"]])
+        return Verdict(score == 1.0, f"score {score:g}", answer or None)
 
 
 MEMBERS = {
