@@ -26,7 +26,7 @@ TRAINING = [
 ]
 SPLITS = ["--problems.train", "8", "--problems.validation", "8", "--problems.test", "8"]
 TOKEN = [*TRAINING, *SPLITS, "--samples", "4"]
-CLOCKS = ("wall_seconds", "tokens_per_second")
+CLOCKS = ("wall_seconds", "tokens_per_second", "milliseconds_per_token")
 DEMO = [word.replace("--", "--token.") for word in TOKEN]
 
 
@@ -182,6 +182,8 @@ def test_the_demo_writes_results_report_and_adapters_and_they_are_usable(
     assert len(answer["completions"]) == 4
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
+    assert set(printed["milliseconds_per_token"]) >= {"strategies on train", "strategies on test"}
+    assert min(printed["milliseconds_per_token"].values()) > 0
     judged = tmp_path / "judged"
     assert run("evaluate", "--model", "fake", "--adapter", out / "adapter", "--out", judged, *SMALL, "--json") == 0
     again = json.loads(capsys.readouterr().out)

@@ -156,6 +156,7 @@ def judge(
             assert isinstance(policy, AdaptiveDecoding)
             results |= behaviour(run.engine, run.task, problems, policy, first, run.config.seed)
     results["wall_seconds"] = dict(run.wall_seconds)
+    results["milliseconds_per_token"] = dict(run.milliseconds_per_token)
     return results
 
 

@@ -1,5 +1,6 @@
 """What every command works with: engine, task, store, console, and where results go."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from rheostat.config import (
     SelectConfig,
     TokenRunConfig,
 )
-from rheostat.console import Console
+from rheostat.console import Console, Step
 from rheostat.decoding.policy import NamedPolicy
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines import models
@@ -82,6 +83,7 @@ class Run:
     splits: Mapping[Split, list[Problem]]
     wall_seconds: dict[str, float] = field(default_factory=dict)
     sweeps: list[Sweep | PolicySweep] = field(default_factory=list)
+    milliseconds_per_token: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -92,13 +94,24 @@ class Run:
         finally:
             self.wall_seconds[name] = self.wall_seconds.get(name, 0) + round(time.perf_counter() - start, 3)
 
+    @contextmanager
+    def _sampling(self, what: str, phase: str, total: int, title: str) -> Iterator[Step]:
+        """Count the time of sampling, and what a token of it takes where all are sampled now."""
+        start, before, known = time.perf_counter(), len(self.store), len(self.sweeps)
+        with self.phase(phase), self.console.progress(title, total, "tokens") as bar:
+            yield bar
+        done = [sweep for sweep in self.sweeps[known:] if sweep.tokens]
+        if done and len(self.store) - before == sum(sweep.sampled for sweep in done):
+            tokens = sum(sweep.tokens for sweep in done)
+            self.milliseconds_per_token[what] = round(1000 * (time.perf_counter() - start) / tokens, 4)
+
     def sweep(self, split: Split, space: ActionSpace, samples: int) -> Sweep:
         """Every strategy on every problem of a split, from the store where it is there."""
         problems = self.splits[split]
         total = len(problems) * len(space) * samples
-        with self.phase(f"rollouts {split}"), self.console.progress(f"rollouts for {split}", total, "tokens") as bar:
+        with self._sampling(f"strategies on {split}", f"rollouts {split}", total, f"rollouts for {split}") as bar:
             result = sweep(self.engine, self.task, problems, space, samples, self.config.seed, self.store, bar)
-        self.sweeps.append(result)
+            self.sweeps.append(result)
         return result
 
     def embed(self, problems: Sequence[Problem], reads: SequenceConfig) -> Float[Tensor, "P H"]:
@@ -115,12 +128,12 @@ class Run:
         self, what: str, problems: Sequence[Problem], policy: NamedPolicy, budget: int, samples: int
     ) -> PolicySweep:
         """A token policy's completions under B = ``budget``, from the store where they are there."""
-        with self.phase(f"rollouts {what}"), self.console.progress(what, len(problems) * samples, "tokens") as bar:
+        with self._sampling(what, f"rollouts {what}", len(problems) * samples, what) as bar:
             order, seed = self.config.order, self.config.seed
             result = sweep_policy(
                 self.engine, self.task, problems, policy, order, budget, samples, seed, self.store, bar
             )
-        self.sweeps.append(result)
+            self.sweeps.append(result)
         return result
 
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +151,7 @@ class Run:
             "members": list(dict.fromkeys(problem.member for problem in [*self.splits.values()][-1])),
             "order": str(self.config.order),
             "strategies": [str(strategy) for strategy in self.config.space],
+            "splits": {str(split): _identity(problems) for split, problems in self.splits.items()},
             "seeds": {"run": self.config.seed},
             "versions": versions(),
             "machine": machine(),
@@ -163,6 +177,12 @@ class Run:
                 for k in budgets
             }
         }
+
+
+def _identity(problems: Sequence[Problem]) -> dict[str, object]:
+    """How many problems a split has, and a hash that tells whether two runs had the same ones."""
+    ids = "\0".join(f"{problem.id}\0{problem.question}" for problem in problems)
+    return {"n": len(problems), "hash": hashlib.sha256(ids.encode()).hexdigest()[:16]}
 
 
 def pose(config: Config, splits: Sequence[Split] = tuple(Split)) -> tuple[Task, dict[Split, list[Problem]]]:
