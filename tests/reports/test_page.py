@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from rheostat.errors import StoreError
-from rheostat.reports import figures, reading
+from rheostat.reports import reading
+from rheostat.reports.figures import lines
 from rheostat.reports.page import sentence, write_report
 from rheostat.reports.terminal import summary_table
 
@@ -21,7 +22,9 @@ LEVELS = {  # pass@1 and the gain per doubling of the budget
     "adapter with budget": (0.354, 0.076),
     "adapter without budget": (0.347, 0.072),
     "BEST": (0.351, 0.074),
+    "TURN": (0.340, 0.070),
     "MIXED": (0.300, 0.086),
+    "oracle": (0.400, 0.090),
     "T=0.5": (0.338, 0.068),
     "T=1": (0.262, 0.095),
     "T=1.25": (0.171, 0.090),
@@ -34,7 +37,8 @@ LEVELS = {  # pass@1 and the gain per doubling of the budget
 def rows_of(draw: random.Random, n: int, **extra: object) -> list[dict[str, Any]]:
     rows = []
     for policy, (start, step) in LEVELS.items():
-        kind = {"BEST": "best", "MIXED": "mixed"}.get(policy, "adapter" if policy in ADAPTERS else "static")
+        kind = {"BEST": "best", "MIXED": "mixed", "TURN": "baseline", "oracle": "oracle"}.get(policy, "static")
+        kind = "adapter" if policy in ADAPTERS else kind
         shift = draw.gauss(0, 0.12) if extra else 0.0
         values = [start + step * i * (1 - 0.06 * i) + shift + draw.gauss(0, 0.004) for i in range(4)]
         values = [min(max(value, 0.01), 0.99) for value in values]
@@ -73,6 +77,7 @@ def fake_results(estimate: float = 0.021, low: float = 0.008, high: float = 0.03
     draw = random.Random(7)
     differences = []
     baselines = {"best single strategy": (0.0, "T=0.5"), "BEST": (-0.008, None), "MIXED": (0.03, None)}
+    baselines |= {"TURN": (0.011, None)}
     for baseline, (shift, strategy) in baselines.items():
         for k in [*BUDGETS, "mean"]:
             size = 1.0 if k == "mean" else 1.5
@@ -81,7 +86,8 @@ def fake_results(estimate: float = 0.021, low: float = 0.008, high: float = 0.03
             ends = {"low": middle - size * (estimate - low), "high": middle + size * (high - estimate)}
             if (baseline, k) == ("best single strategy", "mean"):
                 ends = {"low": low, "high": high}
-            differences.append({**row, "estimate": middle, **ends, "n_problems": 600})
+            p = {"p": draw.random() / 10, "p_holm": draw.random(), "p_sign": draw.random()}
+            differences.append({**row, "estimate": middle, **ends, "n_problems": 600, **p})
     training = {
         name: {"estimator": "full_information", "history": history(draw, name == ADAPTERS[0]), "kept_epoch": 17}
         for name in ADAPTERS
@@ -102,7 +108,29 @@ def fake_results(estimate: float = 0.021, low: float = 0.008, high: float = 0.03
         "budgets": BUDGETS,
         "rows": rows_of(draw, 600),
         "by_member": [row for member in MEMBERS for row in rows_of(draw, 100, member=member)],
+        "by_level": [row for level in ("1", "5") for row in rows_of(draw, 50, level=level)],
         "differences": differences,
+        "majority": {"rows": rows_of(draw, 600, by="majority"), "differences": differences[:5]},
+        "costs": [
+            {
+                "policy": policy,
+                "k": k,
+                "tokens": 31.5 * k,
+                "tokens_per_solved": [91.234 + k, 80.1, None],
+                "equal_to": [1.271 * k, 1.1 * k, None] if policy in (*ADAPTERS, "TURN") else None,
+            }
+            for policy in LEVELS
+            if policy != "oracle"
+            for k in BUDGETS
+        ],
+        "within": [
+            {"policy": policy, "tokens": [4, 8, 16], "accuracy": [0.1, 0.1 + step, start], "area": [0.211, 0.2, 0.223]}
+            for policy, (start, step) in LEVELS.items()
+            if policy != "oracle"
+        ],
+        "milliseconds_per_token": {"strategies on test": 2.5},
+        "tuned": {"TURN": {"chosen": "T = 0.7", "temperatures": [0.1, 0.7], "entropy": [0.125, 0.75]}},
+        "bounds": {"1": {"missing_wrong": 0.311, "missing_right": 0.333}},
         "training": training,
         "choices": choices,
         "counts": {"rollouts": 120000, "tokens": 4000000, "truncated": 1234, "without_verdict": 0},
@@ -168,8 +196,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
 def test_is_well_formed_and_complete(written: tuple[str, Page]) -> None:
     text, page = written
     assert page.tags.count("h1") == 1
-    assert len(page.headings) == 8
-    assert page.tags.count("svg") == 8  # four figures, each for a desktop and for a phone
+    assert len(page.headings) == 13
+    assert page.tags.count("svg") == 10  # five figures, each for a desktop and for a phone
     assert len(page.ids) == len(set(page.ids))
     assert len(text.encode()) < 2_000_000
 
@@ -189,11 +217,36 @@ def test_shows_every_number_of_the_rows(written: tuple[str, Page]) -> None:
     for row in results["rows"] + results["by_member"]:
         if "member" in row and row["policy"] not in ("adapter with budget", "BEST"):
             continue
-        assert f"{100 * row['estimate']:.1f} ± {50 * (row['high'] - row['low']):.1f}" in page.words
+        assert f"{100 * row['estimate']:.1f}{100 * row['low']:.1f}–{100 * row['high']:.1f}" in page.words
     for row in results["differences"]:
         assert f"{100 * abs(row['estimate']):.1f}" in page.words
+        assert all(reading.p_value(row[name]) in page.words for name in ("p", "p_holm", "p_sign"))
     for text in ("600", "120\u202f000", "1\u202f234", "train 1\u202f200", "200.1", "training.lr", "256, 256", "5f0c1e"):
         assert text in page.words
+
+
+def test_shows_costs_curves_tuning_and_bounds(written: tuple[str, Page]) -> None:
+    _, page = written
+    for text in (
+        "92.280.1–∞",  # tokens per solved problem, an interval without end
+        "231200–∞",  # the same at 2.5 milliseconds a token
+        "1.271.10–∞",  # worth so many samples of the best single strategy
+        "21.120.0–22.3",  # the area under accuracy within so many tokens
+        "oracleunreachable (hindsight)",
+        "TURNbaseline",
+        "T = 0.1: 0.125 nats, T = 0.7: 0.75 nats",
+        "31.1 to 33.3 %",
+        "by level of difficulty",
+    ):
+        assert text in page.words, text
+
+
+def test_the_oracle_tops_no_column_and_is_no_rival() -> None:
+    content = reading.table(fake_results())
+    oracle = next(line for line in content.lines if line.kind == "oracle")
+    assert content.lines[-1] is oracle
+    assert oracle.cells[0].estimate == max(line.cells[0].estimate or 0 for line in content.lines)
+    assert not any(cell.best for cell in oracle.cells)
 
 
 def test_the_sentence_claims_a_gain_only_beyond_zero() -> None:
@@ -241,7 +294,8 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 def test_missing_parts_are_left_out(tmp_path: Path) -> None:
     results = fake_results()
-    for name in ("training", "choices", "by_member", "counts", "config", "seeds", "machine", "wall_seconds"):
+    names = ("majority", "costs", "within", "tuned", "bounds", "by_level")
+    for name in (*names, "training", "choices", "by_member", "counts", "config", "seeds", "machine", "wall_seconds"):
         results[name] = None
     results["differences"] = []
     _, page = page_of(results, tmp_path)
@@ -261,6 +315,10 @@ def test_missing_numbers_do_not_crash(value: float | None, tmp_path: Path) -> No
     results["training"][ADAPTERS[0]]["history"][5]["action_probability"]["2"] = [value] * 6
     results["training"][ADAPTERS[1]]["history"] = results["training"][ADAPTERS[1]]["history"][:1]
     results["choices"][0]["probability"][2] = value
+    results["costs"][0]["tokens_per_solved"][1] = results["costs"][1]["tokens"] = value
+    results["within"][0]["accuracy"][1] = results["within"][1]["area"][0] = value
+    results["bounds"]["1"]["missing_wrong"] = results["differences"][1]["p_holm"] = value
+    results["majority"]["rows"][2]["low"] = value
     results["counts"]["truncated"] = results["wall_seconds"]["training"] = value
     text, page = page_of(results, tmp_path)
     assert ">nan" not in text.lower()
@@ -297,7 +355,10 @@ def test_the_best_single_strategy_is_not_listed_twice() -> None:
 
 def test_a_run_that_solved_nothing_is_drawn(tmp_path: Path) -> None:
     results = fake_results(0.0, 0.0, 0.0)
-    for row in [*results["rows"], *results["by_member"], *results["differences"]]:
+    for row in [
+        *(row for name in ("rows", "by_member", "by_level", "differences") for row in results[name]),
+        *results["majority"]["rows"],
+    ]:
         row["estimate"] = row["low"] = row["high"] = 0.0
     text, page = page_of(results, tmp_path)
     assert page.words.count("No gain") == 2  # title and heading
@@ -306,7 +367,7 @@ def test_a_run_that_solved_nothing_is_drawn(tmp_path: Path) -> None:
 
 
 def test_labels_are_pushed_apart() -> None:
-    places = figures._push_apart([10.0, 11.0, 12.0, 90.0], [14.0] * 4, 100.0)
+    places = lines._push_apart([10.0, 11.0, 12.0, 90.0], [14.0] * 4, 100.0)
     assert all(b - a > 13.9 for a, b in itertools.pairwise(places))
     assert places[-1] == pytest.approx(90.0)
 
@@ -323,4 +384,5 @@ def test_the_terminal_table_fits_100_columns() -> None:
     assert "T=0.5 *" in text.get()
     assert "\x1b[1m" in capture.get()
     best = reading.table(fake_results()).lines[0].cells[-1]
-    assert best.text in text.get()
+    assert reading.percent(best.estimate) in text.get()
+    assert best.interval in text.get()

@@ -12,8 +12,8 @@ from test_page import Page, page_of
 
 from rheostat.decoding.spaces import GREEDY, candidate_grid
 from rheostat.decoding.strategy import Strategy
+from rheostat.reports.figures.svg import THEME
 from rheostat.reports.page import sentence
-from rheostat.reports.svg import THEME
 
 CHOSEN = ["greedy", "T=0.5", "T=1,p=0.9", "T=1.25,k=5,p=0.9,m=0.2", "T=1.25", "T=0.3,k=50"]
 TOP = ["greedy", "T=0.3", "T=0.3,k=50", "T=0.3,k=5", "T=0.3,k=10", "T=0.5"]

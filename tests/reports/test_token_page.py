@@ -10,7 +10,8 @@ from markupsafe import Markup
 from rich.console import Console
 from test_page import Page, fake_results, page_of, rows_of, softmax
 
-from rheostat.reports import figures, reading, token_figures
+from rheostat.reports import reading
+from rheostat.reports.figures import forest, lines, token, training
 from rheostat.reports.page import sentence, write_report
 from rheostat.reports.terminal import summary_table
 
@@ -151,6 +152,13 @@ def fake_token(estimate: float = 0.013, low: float = 0.002, high: float = 0.024)
             "by_action": by_action,
             "grid": grid,
         },
+        "frequent_tokens": {
+            name: [
+                [f" {word}", 0.2 - 0.011 * n]
+                for n, word in enumerate(["the", "of", "so\n", "1", "(", "then", "answer", "is", "we", "thus", "x"])
+            ]
+            for name in ACTIONS
+        },
         "traces": [fake_trace(draw), fake_trace(draw, 128, correct=False)],
         "counts": {"rollouts": 31000, "tokens": 2100000, "truncated": 310, "without_verdict": 0},
         "config": {"steps": 60},
@@ -177,9 +185,9 @@ def test_both_levels_stand_on_one_page(both: tuple[str, Page]) -> None:
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("h1") == page.tags.count("nav") == page.tags.count("script") == 1
     assert page.headings.count("Every policy, every budget") == 2
-    assert page.headings.index("The token-level adapter gains 1.3 points over the best single strategy") == 7
+    assert page.headings.index("The token-level adapter gains 1.3 points over the best single strategy") == 12
     targets = re.findall(r'href="#([^"]+)"', re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
-    assert len(targets) == 20  # two levels, their 7 and 10 sections, and how it was measured
+    assert len(targets) == 26  # two levels, their 12 and 11 sections, and how it was measured
     assert set(targets) <= set(page.ids)
     assert "://" not in text
     assert len(text.encode()) < 2_000_000
@@ -193,16 +201,16 @@ def test_every_reference_inside_a_figure_has_its_target(both: tuple[str, Page]) 
 
 def test_a_token_page_shows_the_token_level_only(alone: tuple[str, Page]) -> None:
     _, page = alone
-    assert "nav" not in page.tags
     assert page.headings == [
         "What was compared",
-        "Accuracy against budget",
+        "Accuracy against parallel budget",
         "The adapter minus its rivals, problem by problem",
         "Every policy, every budget",
         "How the policy took shape",
         "With and without a chain of thought",
         "The adapter and BEST, by kind of problem",
         "Where it acts: entropy and position",
+        "Which tokens it draws with which action",
         "How long the answers are",
         "Two answers, token by token",
         "How it was measured",
@@ -216,7 +224,9 @@ def test_the_numbers_are_those_of_the_results(alone: tuple[str, Page]) -> None:
     results = fake_token()
     for row in [*results["rows"], *results["by_member"], *results["by_style"]]:
         if row["policy"] in ("adapter with budget", "BEST"):
-            assert f"{100 * row['estimate']:.1f} ± {50 * (row['high'] - row['low']):.1f}" in page.words
+            best = "BEST " if row["policy"] == "BEST" and "member" in row else ""
+            shown = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+            assert f"{best}{100 * row['estimate']:.1f}{shown}" in page.words
     entropy = results["entropy"]
     shown = re.sub(r"\s+", " ", page.words.replace("\u202f", ""))
     order = [1, 3, 0, 2]  # from greedy to hot
@@ -225,7 +235,7 @@ def test_the_numbers_are_those_of_the_results(alone: tuple[str, Page]) -> None:
         assert f"{low:g} to {EDGES[bucket + 1]:g}" + "".join(str(row[bucket]) for row in counts) in shown
     for name, counts in results["lengths"].items():
         mean = sum(length * n for length, n in enumerate(counts)) / sum(counts)
-        assert token_figures.mean_length(counts) == pytest.approx(mean)
+        assert token.mean_length(counts) == pytest.approx(mean)
         assert shown.count(f"mean {mean:.1f}") >= 2, name  # for a desktop and for a phone
     for text in ("31\u202f000", "310 (1 %)", "batch 40, which was kept", "No batch did better on validation", "over 5"):
         assert text in page.words
@@ -250,7 +260,7 @@ def test_the_grid_keeps_its_cells_in_their_places(alone: tuple[str, Page]) -> No
 
 
 def test_the_training_figure_has_a_panel_for_each_style() -> None:
-    drawn = {policy: str(token_figures.training(fake_token(), policy, 780, "x")) for policy in POLICIES[:3]}
+    drawn = {policy: str(training.token_training(fake_token(), policy, 780, "x")) for policy in POLICIES[:3]}
     titles = ("chain of thought", "answer only", "all prompts")
     assert [drawn["adapter with budget"].count(f">{title}<") for title in titles] == [1, 1, 1]
     assert [drawn["entropy-only adapter"].count(f">{title}<") for title in titles] == [0, 0, 1]
@@ -278,12 +288,12 @@ def test_one_budget_is_no_curve(tmp_path: Path) -> None:
     results = fake_token()
     results["budgets"] = [1]
     _, page = page_of(results, tmp_path)
-    assert "Accuracy against budget" not in page.headings
+    assert "Accuracy against parallel budget" not in page.headings
     assert "with one sample each, on 300 test problems" in page.words
 
 
 def test_anything_absent_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (figures, token_figures):  # the writing of figures takes most of a page's time
+    for module in (forest, lines, token, training):  # the writing of figures takes most of a page's time
         monkeypatch.setattr(module, "to_svg", lambda *given: Markup("<svg></svg>"))
     page_of({"format": 1, "token": {"lengths": {}}}, tmp_path)
     full = fake_token()
@@ -311,9 +321,10 @@ def test_missing_numbers_are_no_crash(value: object, tmp_path: Path) -> None:
 
 def test_hostile_names_and_tokens_are_text(tmp_path: Path) -> None:
     hostile = "</script><script>alert('$x^$&amp;\"')</script>"
-    token = json.loads(json.dumps(fake_token()).replace('"T=1.25"', json.dumps(hostile)))
-    token["traces"][0]["tokens"][0]["text"] = token["traces"][0]["prompt"] = hostile
-    text, page = page_of({"format": 1, "token": token}, tmp_path)
+    results = json.loads(json.dumps(fake_token()).replace('"T=1.25"', json.dumps(hostile)))
+    results["traces"][0]["tokens"][0]["text"] = results["traces"][0]["prompt"] = hostile
+    results["frequent_tokens"][hostile][0][0] = hostile
+    text, page = page_of({"format": 1, "token": results}, tmp_path)
     assert page.tags.count("script") == 1
     assert "<script>alert" not in text
     assert hostile in page.words
@@ -325,5 +336,5 @@ def test_the_terminal_table_serves_the_token_level() -> None:
         console.print(summary_table(fake_token()))
     assert "Token level: problems solved" in capture.get()
     assert "T=0.5 *" in capture.get()
-    assert reading.table(fake_token()).lines[0].cells[-1].text in capture.get()
+    assert reading.table(fake_token()).lines[0].cells[-1].interval in capture.get()
     assert max(map(len, capture.get().splitlines())) <= 100

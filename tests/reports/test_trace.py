@@ -11,7 +11,7 @@ from test_page import Page
 from test_token_page import fake_trace
 
 from rheostat.errors import StoreError
-from rheostat.reports import svg
+from rheostat.reports.figures import svg
 from rheostat.reports.trace import render_trace, visible, write_trace
 
 ACTIONS = ["T=1", "greedy", "T=0.5"]  # from greedy to hot: 1, 2, 0

@@ -28,8 +28,8 @@ def model_card(
         config: what the adapter reads.
         space: what it chooses from; None: any temperature and top-p.
         training: shown as a table where a value is a number, a text or a list of these.
-        metrics: ``rows``, a list of mappings with policy, k, estimate, low, high and n_problems, becomes the table of
-            results; other numbers and texts are listed below it.
+        metrics: ``rows``, ``differences`` and ``costs``, lists of mappings as ``results.json`` has them, each become a
+            table; other numbers and texts are listed below them.
     """
     name = _cell(base_id)
     parts = [
@@ -112,11 +112,14 @@ def _front_matter(base_id: str) -> str:
     return "\n".join(["---", *lines, f"tags:{tags}", "---"])
 
 
+def _rows(metrics: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
+    rows = metrics.get(key)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list | tuple) else []
+
+
 def _results(metrics: Mapping[str, object]) -> list[str]:
-    rows = metrics.get("rows")
-    found = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list | tuple) else []
     parts = []
-    if found:
+    if found := _rows(metrics, "rows"):
         parts.append(
             _table(
                 ("policy", "k", "pass@k", "95 % interval", "problems"),
@@ -132,9 +135,42 @@ def _results(metrics: Mapping[str, object]) -> list[str]:
                 ],
             )
         )
-    if others := [(key, value) for key, value in metrics.items() if key != "rows" and _is_plain(value)]:
+    if found := _rows(metrics, "differences"):
+        parts.append("Paired differences over the same problems; p is corrected after Holm:")
+        parts.append(_table(("minus", "k", "difference", "95 % interval", "p"), [_difference(row) for row in found]))
+    if found := _rows(metrics, "costs"):
+        parts.append(
+            "What it costs: tokens of k samples, tokens per solved problem, and how many samples of the best single "
+            "strategy solve as many problems:"
+        )
+        header = ("policy", "k", "tokens", "tokens per solved problem", "equal to samples")
+        parts.append(_table(header, [_cost(row) for row in found]))
+    if others := [(key, value) for key, value in metrics.items() if _is_plain(value)]:
         parts.append(_table(("what", "value"), others))
     return parts or ["No results were stored with this adapter."]
+
+
+def _difference(row: Mapping[str, object]) -> tuple[object, ...]:
+    strategy = row.get("baseline_strategy")
+    rival = row.get("baseline") if strategy is None else f"{row.get('baseline')} ({strategy})"
+    interval = f"{_signed(row.get('low'))} to {_signed(row.get('high'))}"
+    p = row.get("p_holm")
+    shown = f"{p:.2g}" if isinstance(p, int | float) else _OFF
+    return rival, row.get("k"), _signed(row.get("estimate")), interval, shown
+
+
+def _cost(row: Mapping[str, object]) -> tuple[object, ...]:
+    tokens = row.get("tokens")
+    shown = f"{tokens:.4g}" if isinstance(tokens, int | float) else _OFF
+    return row.get("policy"), row.get("k"), shown, _three(row.get("tokens_per_solved")), _three(row.get("equal_to"))
+
+
+def _three(value: object) -> str:
+    """Estimate and interval; an end that is missing has no bound."""
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return ""
+    estimate, low, high = (f"{part:.4g}" if isinstance(part, int | float) else "∞" for part in value)
+    return f"{estimate} ({low} to {high})"
 
 
 def _usage(base_id: str, config: Config) -> str:
@@ -164,6 +200,10 @@ def _is_plain(value: object) -> bool:
 def _fraction(value: object) -> str:
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return f"{value:.3f}" if is_number else _OFF
+
+
+def _signed(value: object) -> str:
+    return f"{value:+.3f}" if isinstance(value, int | float) and math.isfinite(value) else _OFF
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:

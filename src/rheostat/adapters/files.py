@@ -23,7 +23,7 @@ from rheostat.decoding.strategy import ActionSpace
 from rheostat.errors import AdapterError, ConfigError
 from rheostat.files import atomic_write, disk_error, make_folder, sync_folder
 
-__all__ = ["BaseModel", "LoadedAdapter", "load_adapter", "push_adapter", "save_adapter"]
+__all__ = ["BaseModel", "LoadedAdapter", "load_adapter", "push_adapter", "save_adapter", "write_card"]
 
 WEIGHTS, DESCRIPTION, CARD = "adapter.safetensors", "adapter.json", "README.md"
 
@@ -60,7 +60,7 @@ def save_adapter(
         adapter: what was learned.
         base: the model it was learned for, with the adapter's hidden size.
         training: a summary of the training, of JSON values; numbers that are not finite become null.
-        metrics: measured results, likewise; ``rows`` becomes the table of the model card (:mod:`.card`).
+        metrics: measured results, likewise; what of them the model card shows, :mod:`.card` says.
 
     Raises:
         AdapterError: the folder holds something else, a weight is not finite, another hidden size, no JSON values.
@@ -97,6 +97,24 @@ def save_adapter(
         raise disk_error("write the adapter", folder, error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def write_card(folder: Path, metrics: Mapping[str, object]) -> Path:
+    """Write the model card of an adapter anew, from what was measured since; the adapter stays as it is.
+
+    Args:
+        folder: an adapter.
+        metrics: measured results, as for :func:`save_adapter`.
+
+    Raises:
+        AdapterError: no adapter, or a description that is not valid.
+        StoreError: full disk, missing permission.
+    """
+    path = folder / DESCRIPTION
+    description, config, space = read(path, _read_bytes(path))
+    card = folder / CARD
+    atomic_write(card, model_card(description.base_model.id, config, space, description.training, metrics))
+    return card
 
 
 @overload

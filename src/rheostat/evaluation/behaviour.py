@@ -1,6 +1,7 @@
 """What a token policy does: entropies, actions by entropy and position, and traces (paper, appendix B.3)."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,8 @@ _PROBLEMS = 48  # looked at token by token
 _STATIC = Strategy(1.0)  # the representative static strategy of Figure 3: the model's own distribution
 _EDGES = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, math.inf]  # of the entropy buckets, in nats
 _POSITIONS = [0.0, 0.25, 0.5, 1.0]  # share of the token budget that is used up
+_FREQUENT = 12  # tokens of each action
+_SURE = 0.95  # of p_max: above it every action draws nearly the same token
 
 
 def record(
@@ -36,7 +39,7 @@ def record(
 def behaviour(
     engine: Engine, task: Task, problems: Sequence[Problem], policy: AdaptiveDecoding, name: str, seed: int
 ) -> dict[str, Any]:
-    """``entropy`` and ``traces`` of the results: what the policy does on a sample of problems at its largest B."""
+    """``entropy``, ``frequent_tokens`` and ``traces``: what the policy does on some problems at its largest B."""
     space = policy.adapter.space
     spread = np.linspace(0, len(problems) - 1, min(_PROBLEMS, len(problems))).astype(int)
     chosen = [problems[index] for index in spread]
@@ -54,9 +57,14 @@ def behaviour(
             "edges": [*_EDGES[:-1], round(max(float(adapted.entropy_N.max()), float(static.entropy_N.max()), 6.0), 3)],
             "static": {"policy": str(_STATIC), "counts": np.histogram(static.entropy_N.numpy(), edges)[0].tolist()},
             "adapted": {"policy": name, "counts": np.histogram(adapted.entropy_N.numpy(), edges)[0].tolist()},
+            "actions": [str(strategy) for strategy in space],
             "by_action": counts,
             "grid": _grid(adapted),
             "parallel_budget": parallel,
+        },
+        "frequent_tokens": {
+            str(strategy): _frequent(engine, completions, adapted[adapted.action_N == action])
+            for action, strategy in enumerate(space)
         },
         "traces": [
             trace(engine, requests[index], completions[index], adapted[adapted.request_N == index], policy, name)
@@ -73,6 +81,15 @@ def _two(problems: Sequence[Problem], completions: Sequence[Completion], task: T
     for index in by_length:
         found.setdefault(judge(task, problems[index], completions[index]).correct, index)
     return [found[verdict] for verdict in (True, False) if verdict in found]
+
+
+def _frequent(engine: Engine, completions: Sequence[Completion], steps: Steps) -> list[list[Any]]:
+    """Those of these steps' tokens that are drawn most often where the model is not sure, with their shares."""
+    open_N = steps[steps.p_max_N <= _SURE]
+    where = zip(open_N.request_N.tolist(), open_N.t_N.tolist(), strict=True)
+    drawn = Counter(completions[request].token_ids[t] for request, t in where)
+    most = sorted(drawn.items(), key=lambda item: (-item[1], item[0]))[:_FREQUENT]
+    return [[engine.pieces([token])[0], round(n / drawn.total(), 4)] for token, n in most]
 
 
 def _grid(steps: Steps) -> list[dict[str, Any]]:

@@ -50,19 +50,20 @@ def headline(results: Results) -> Headline:
     digits = reading.digits_for((estimate, low, high))
     size = points(abs(estimate), digits).lstrip("+")
     if low > 0:
-        verdict, title = "gain", f"The {who} gains {size} points over the best single strategy."
+        verdict, title = "gain", f"{who[0].upper()}{who[1:]} gains {size} points over the best single strategy."
     elif high < 0:
-        verdict, title = "worse", f"The {who} is {size} points worse than the best single strategy."
+        verdict, title = "worse", f"{who[0].upper()}{who[1:]} is {size} points worse than the best single strategy."
     else:
-        verdict, title = "none", f"No gain: the {who} cannot be told apart from the best single strategy."
+        verdict, title = "none", f"No gain: {who} cannot be told apart from the best single strategy."
     return Headline(verdict, title, _evidence(results, row, digits, verdict), behaviour(results))
 
 
 def _subject(results: Results) -> str:
+    """The adapter as a sentence names it; one that is named by its folder is called so."""
     policy = reading.judged(results)
     if policy != ADAPTER:
-        return policy
-    return "token-level adapter" if reading.is_token(results) else "adapter"
+        return reading.the(policy)
+    return "the token-level adapter" if reading.is_token(results) else "the adapter"
 
 
 def _evidence(results: Results, row: Mapping[str, Any], digits: int, verdict: str) -> str:
@@ -131,7 +132,7 @@ def behaviour(results: Results) -> str:
 
 def _at_tokens(results: Results) -> str:
     """The favourite action of a token policy, over the tokens that were looked at."""
-    names = reading.strategies(results)
+    names = reading.actions(results)
     entropy = reading.mapping(results, "entropy")
     by_action = entropy.get("by_action")
     if reading.mapping(entropy, "adapted").get("policy") != reading.judged(results) or not by_action:

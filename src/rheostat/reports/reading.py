@@ -51,6 +51,17 @@ def count(value: object) -> str:
     return MISSING if whole is None else f"{whole:,.0f}".replace(",", "\u202f")
 
 
+def interval(low: object, high: object, digits: int = 1) -> str:
+    """The ends of an interval of fractions in percent: ``32.4–36.1``; empty where one is missing."""
+    return f"{percent(low, digits)}–{percent(high, digits)}" if None not in (number(low), number(high)) else ""
+
+
+def p_value(value: object) -> str:
+    """Two digits, and what is tiny as ``< 0.001``."""
+    p = number(value)
+    return MISSING if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
 def items(results: Results, key: str) -> list[Mapping[str, Any]]:
     """The list of mappings under ``key``; empty where it is missing."""
     found = results.get(key)
@@ -71,6 +82,12 @@ def budgets(results: Results) -> list[int]:
 def strategies(results: Results) -> list[str]:
     """The strategies in the order of the action space."""
     return [str(name) for name in results.get("strategies") or ()]
+
+
+def actions(results: Results) -> list[str]:
+    """What a token policy picks from: all strategies, where more were measured those of its own."""
+    own = [str(name) for name in mapping(results, "entropy").get("actions") or ()]
+    return own or strategies(results)
 
 
 def by_randomness(names: Sequence[str]) -> list[int]:
@@ -110,10 +127,16 @@ def is_token(results: Results) -> bool:
 
 
 def judged(results: Results) -> str:
-    """The adapter that the headline is about: the one with budget, or the first where that one was not judged."""
-    names = [str(row.get("policy")) for row in items(results, "differences")]
-    names += [str(row.get("policy")) for row in items(results, "rows") if row.get("kind") == "adapter"]
+    """The adapter that the headline is about: the one with budget, or the first where that one was not judged; without
+    adapters the first baseline."""
+    names = [str(row.get("policy")) for row in items(results, "rows") if row.get("kind") == "adapter"]
+    names += [str(row.get("policy")) for row in items(results, "differences")]
     return ADAPTER if ADAPTER in names or not names else names[0]
+
+
+def the(policy: str) -> str:
+    """A policy inside a sentence: ``the adapter without budget``, and ``TURN`` or ``runs/mine/adapter`` as they are."""
+    return policy if "/" in policy or "adapter" not in policy else f"the {policy}"
 
 
 def find(rows: Iterable[Mapping[str, Any]], **fields: object) -> Mapping[str, Any]:
@@ -124,7 +147,14 @@ def find(rows: Iterable[Mapping[str, Any]], **fields: object) -> Mapping[str, An
 def single_strategy(results: Results) -> str | None:
     """The one static strategy that was best on validation, by its name."""
     found = find((row for row in items(results, "differences") if row.get("baseline_strategy")), baseline=SINGLE)
-    return str(found["baseline_strategy"]) if found else None
+    name = found.get("baseline_strategy") or find(items(results, "rows"), policy=SINGLE).get("chosen")
+    return None if name is None else str(name)
+
+
+def without_twin(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """``rows`` without the best single strategy, where the same numbers stand in the strategy's own row."""
+    twin = find(rows, policy=single_strategy(results))
+    return [row for row in rows if not twin or row.get("policy") != SINGLE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +168,9 @@ class Cell:
     best: bool
 
     @property
-    def half(self) -> float | None:
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-    @property
-    def text(self) -> str:
-        """``34.2 ± 1.8`` in percent, or the sign for a missing number."""
-        if self.estimate is None or self.half is None:
-            return percent(self.estimate)
-        return f"{percent(self.estimate)} ± {percent(self.half)}"
+    def interval(self) -> str:
+        """``32.4–36.1`` in percent; empty where an end is missing."""
+        return interval(self.low, self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +193,23 @@ class Table:
     lines: tuple[Line, ...]
 
 
-_KINDS = ("adapter", "oracle", "best", "baseline", "mixed", "static")
+_KINDS = ("adapter", "best", "baseline", "mixed", "static", "oracle")
 
 
 def table(results: Results) -> Table:
-    """The rows of a run as a table: adapters first, then BEST, MIXED and every static strategy."""
+    """The rows of a run as a table: adapters, BEST, baselines, MIXED, every static strategy, and the oracle.
+
+    The oracle knows the best action of each problem in hindsight; it tops no column.
+    """
     single = single_strategy(results)
-    rows = items(results, "rows")
-    if find(rows, policy=single):  # the same numbers as this strategy's own row, which carries the mark
-        rows = [row for row in rows if row.get("policy") != SINGLE]
+    rows = without_twin(results, items(results, "rows"))
     columns: list[int | str] = [*budgets(results)]
     columns += ["mean"] if any(row.get("k") == "mean" for row in rows) else []
     kinds = {str(row.get("policy")): str(row.get("kind")) for row in reversed(rows)}
     names = list(dict.fromkeys(str(row.get("policy")) for row in rows))
     names.sort(key=lambda name: _KINDS.index(kinds[name]) if kinds[name] in _KINDS else len(_KINDS))
-    known = [(row.get("k"), value) for row in rows if (value := number(row.get("estimate"))) is not None]
+    fair = [row for row in rows if row.get("kind") != "oracle"]
+    known = [(row.get("k"), value) for row in fair if (value := number(row.get("estimate"))) is not None]
     top = {k: max((value for own, value in known if own == k), default=None) for k in columns}
     lines = []
     for name in names:
@@ -195,7 +221,7 @@ def table(results: Results) -> Table:
                 low=number(row.get("low")),
                 high=number(row.get("high")),
                 chosen=str(row["chosen"]) if row.get("chosen") is not None else None,
-                best=estimate is not None and estimate == top[k],
+                best=kinds[name] != "oracle" and estimate is not None and estimate == top[k],
             )
             for k, row in found
         )

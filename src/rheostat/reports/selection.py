@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
 from rheostat.decoding.strategy import Strategy
 from rheostat.errors import ConfigError
-from rheostat.reports import reading, selection_figure, template
+from rheostat.reports import facts, reading
+from rheostat.reports.figures import selection as figure
+from rheostat.reports.figures.svg import Drawing
 from rheostat.reports.headline import Headline, in_words
-from rheostat.reports.level import ORDERS, both, details
+from rheostat.reports.level import ORDERS
 from rheostat.reports.reading import MISSING, Results, count, number, percent, points
 
 _DEEPEST = 50  # percent of accent in the strongest cell: ink keeps the contrast that WCAG asks for, light and dark
@@ -57,8 +57,9 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The report as its template takes it."""
+    """The report as its template takes it; ids begin with ``prefix``."""
 
+    prefix: str
     headline: Headline
     key_numbers: list[tuple[str, str, str]]
     model: str
@@ -68,7 +69,7 @@ class Page:
     order_words: str
     chosen: list[dict[str, Any]]
     runners_up: list[tuple[str, float]]
-    curve: tuple[Markup, Markup] | None
+    curve: Drawing | None
     curve_table: list[dict[str, str]]
     problems: tuple[str, str]
     top: list[str]
@@ -77,14 +78,24 @@ class Page:
     rounds: list[dict[str, str]]
     asked: str
     full_sweep: str
-    measured: list[tuple[str, str]]
+    measured: facts.Facts
+    seconds: list[tuple[str, str, float]]
+
+    @property
+    def deepest(self) -> int:
+        return _DEEPEST
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        return [] if self.curve is None else [self.curve]
 
 
-def render(results: Results) -> str:
-    """The page as text; what the results lack is left out."""
+def view(results: Results, prefix: str = "") -> Page:
+    """What the template takes; what the results lack is left out. Ids begin with ``prefix``."""
     tried = _tried(results)
     names = _names(results, "greedy")
-    page = Page(
+    return Page(
+        prefix=prefix,
         headline=headline(results),
         key_numbers=_key_numbers(results),
         model=str(reading.mapping(results, "model").get("model") or "the model"),
@@ -94,7 +105,7 @@ def render(results: Results) -> str:
         order_words=ORDERS.get(str(results.get("order")), str(results.get("order"))),
         chosen=_chosen(results, tried),
         runners_up=[(name, share) for name, share in _shares(results).items() if share >= _OFTEN and name not in names],
-        curve=both(lambda width: selection_figure.best_of_n(results, width)),
+        curve=Drawing.of(lambda width, name: figure.best_of_n(results, width, name), f"{prefix}best-of-n", 1),
         curve_table=_curve_table(results),
         problems=(_held(results, "chosen_on"), _held(results, "valued_on")),
         top=_names(results, "top"),
@@ -104,8 +115,8 @@ def render(results: Results) -> str:
         asked=count(results.get("rollouts_asked")),
         full_sweep=count(results.get("full_sweep")),
         measured=_measured(results),
+        seconds=facts.seconds(results),
     )
-    return template.render("selection.html.jinja", page=page, deepest=_DEEPEST, palettes={}, details=details(results))
 
 
 def headline(results: Results) -> Headline:
@@ -195,7 +206,7 @@ def _shares(results: Results) -> dict[str, float]:
 
 def _last(results: Results, name: str) -> tuple[float | None, float | None, float | None]:
     """Estimate and interval with all actions."""
-    intervals = selection_figure.intervals(results, name)
+    intervals = figure.intervals(results, name)
     return intervals[-1] if intervals else (None, None, None)
 
 
@@ -227,7 +238,7 @@ def _chosen(results: Results, tried: Sequence[Tried]) -> list[dict[str, Any]]:
 
 def _curve_table(results: Results) -> list[dict[str, str]]:
     """The numbers behind Figure 6."""
-    curves = {name: selection_figure.intervals(results, name) for name in ("greedy", "top", "difference")}
+    curves = {name: figure.intervals(results, name) for name in ("greedy", "top", "difference")}
     rows = []
     for index, (ours, theirs, difference) in enumerate(zip(*curves.values(), strict=False), start=1):
         digits = reading.digits_for(difference)
@@ -335,24 +346,22 @@ def _rounds(results: Results) -> list[dict[str, str]]:
 def _measured(results: Results) -> list[tuple[str, str]]:
     """The facts of the measurement, in words."""
     counts: Mapping[str, Any] = reading.mapping(results, "counts")
-    facts = [
+    found = [
         ("problems, all of the validation split", count(results.get("problems"))),
         ("samples per problem and strategy, at most", count(results.get("samples"))),
         ("strategies in the pool", count(len(reading.items(results, "heat")) or None)),
     ]
     rollouts = number(counts.get("rollouts"))
-    facts += [("samples drawn, greedy ones once", count(rollouts)), ("tokens drawn", count(counts.get("tokens")))]
+    found += [("samples drawn, greedy ones once", count(rollouts)), ("tokens drawn", count(counts.get("tokens")))]
     for key, name in (("truncated", "cut off at the token limit"), ("without_verdict", "without a verdict")):
         value = number(counts.get(key))
         share = f" ({100 * value / rollouts:.2g} %)" if value and rollouts else ""
-        facts.append((name, count(value) + share))
+        found.append((name, count(value) + share))
     bounds = reading.mapping(results, "bounds")
     if bounds:
         ends = " to ".join(percent(bounds.get(name)) for name in ("missing_wrong", "missing_right"))
-        facts.append(("coverage of the choice, missing verdicts wrong to right", f"{ends} %"))
+        found.append(("coverage of the choice, missing verdicts wrong to right", f"{ends} %"))
     empty = number(reading.mapping(results, "greedy").get("cells_without_estimate"))
     if empty:
-        facts.append(("problems × chosen strategies with too few verdicts, which cover nothing", count(empty)))
-    spent = [(name, number(value)) for name, value in reading.mapping(results, "wall_seconds").items()]
-    facts.append(("time taken", ", ".join(f"{name} {value:,.1f} s" for name, value in spent if value is not None)))
-    return [(name, text) for name, text in facts if text not in ("", MISSING)]
+        found.append(("problems × chosen strategies with too few verdicts, which cover nothing", count(empty)))
+    return [(name, text) for name, text in found if text not in ("", MISSING)]

@@ -5,23 +5,22 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rheostat.reports import svg
+from rheostat.reports.figures import svg
 from rheostat.reports.headline import in_words
-from rheostat.reports.reading import count, percent, points
+from rheostat.reports.reading import count, interval, percent, points
 
 
 def render(template: str, **values: object) -> str:
     """A page. Values are escaped; a name that the template needs and does not get is an error."""
     environment = Environment(
-        loader=PackageLoader("rheostat", "reports"),
+        loader=PackageLoader("rheostat", "reports/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=percent, points=points, count=count, in_words=in_words, tight=_tight, breakable=_breakable
-    )
+    environment.filters.update(percent=percent, points=points, count=count, interval=interval, in_words=in_words)
+    environment.filters.update(tight=_tight, breakable=_breakable)
     return environment.get_template(template).render(theme=svg.THEME, **values)
 
 
@@ -36,5 +35,5 @@ def _tight(text: str) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """Let a long name break after its commas and underscores."""
-    return Markup("<wbr>").join(re.findall(r"[^,_]*[,_]?", name))
+    """Let a long name break after its commas, underscores and slashes."""
+    return Markup("<wbr>").join(re.findall(r"[^,_/]*[,_/]?", name))

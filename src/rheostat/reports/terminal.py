@@ -11,20 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from rheostat.reports import reading
-from rheostat.reports.reading import MISSING, Results
+from rheostat.reports.reading import Results
 
 _NAME_WIDTH = 25
 
 
 def summary_table(results: Results) -> Table:
-    """Policies down, budgets across: percent solved ± half of the 95 % interval, the best of each column in bold.
+    """Policies down, budgets across: percent solved and below it the 95 % interval, the best of each column in bold.
 
     Fits 100 columns with up to four budgets and their mean.
     """
     content = reading.table(results)
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
     level = "Token level: p" if reading.is_token(results) else "P"
-    out.title = f"{level}roblems solved with B samples, in % ± half of the 95 % interval"
+    out.title = f"{level}roblems solved with B samples, in %, and the 95 % interval"
     out.caption = "bold: best of its column   *: the best single strategy on validation"
     out.add_column("policy", max_width=_NAME_WIDTH, overflow="fold")
     for k in content.columns:
@@ -37,29 +37,34 @@ def summary_table(results: Results) -> Table:
         section = group
         name = escape(line.policy) + (" *" if line.single else "")
         name = f"[bold]{name}[/bold]" if line.kind == "adapter" else name
-        cells = [MISSING if cell.estimate is None else cell.text for cell in line.cells]
-        marked = [f"[bold]{text}[/bold]" if cell.best else text for text, cell in zip(cells, line.cells, strict=True)]
-        out.add_row(name, *marked)
+        name += "\n[dim]unreachable (hindsight)[/dim]" if line.kind == "oracle" else ""
+        out.add_row(name, *map(_cell, line.cells))
     return out
 
 
+def _cell(cell: reading.Cell) -> str:
+    text = reading.percent(cell.estimate)
+    text = f"[bold]{text}[/bold]" if cell.best else text
+    return f"{text}\n[dim]{cell.interval}[/dim]" if cell.interval else text
+
+
 def policy_table(results: Results) -> Table:
-    """Fixed strategies: percent solved with k samples ± half of the 95 % interval, cut answers, tokens."""
+    """Fixed strategies: percent solved with k samples, the 95 % interval, cut answers, tokens."""
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
     counts = results["counts"]
-    out.title = f"{results['task']}, test split: problems solved with k samples, in % ± half of the 95 % interval"
+    out.title = f"{results['task']}, test split: problems solved with k samples, in %"
     out.caption = f"{counts['rollouts']} completions, {counts['truncated']} cut by the token budget, " + (
         f"{counts['without_verdict']} without a verdict (counted as wrong)"
     )
-    for name in ("policy", "problems of", "k", "solved", "n", "cut", "tokens"):
+    for name in ("policy", "problems of", "k", "solved", "95 %", "n", "cut", "tokens"):
         out.add_column(name, justify="left" if name in ("policy", "problems of") else "right", overflow="fold")
     for row in results["rows"]:
-        half = (row["high"] - row["low"]) / 2
         out.add_row(
             escape(row["policy"]),
             row["group"],
             str(row["k"]),
-            f"{100 * row['estimate']:.1f} ± {100 * half:.1f}",
+            reading.percent(row["estimate"]),
+            reading.interval(row["low"], row["high"]),
             str(row["problems"]),
             f"{100 * row['truncated']:.0f} %",
             f"{row['tokens']:.0f}",
@@ -71,13 +76,13 @@ def selection_table(results: Results) -> Table:
     """The chosen strategies in order, beside the best by mean, and what the first 1, 2, … cover on other problems."""
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
     out.title = f"{results['task']}, validation: chosen by greedy coverage of {results['objective']}"
-    out.caption = "coverage in %, ± half of the 95 % interval; the last two on problems that the choice has not seen"
+    out.caption = "coverage in %, the last two with 95 % intervals, on problems that the choice has not seen"
     for name in ("", "chosen", "covers", "top by mean", "greedy, others", "top, others"):
         out.add_column(name, justify="left" if name in ("chosen", "top by mean") else "right")
     pairs = zip(results["greedy"]["strategies"], results["top"]["strategies"], strict=True)
     for number, (greedy, top) in enumerate(pairs):
         held = [results["held_out"][name][number] for name in ("greedy", "top")]
-        shown = [f"{100 * mean:.1f} ± {50 * (high - low):.1f}" for mean, low, high in held]
+        shown = [f"{reading.percent(mean)} ({reading.interval(low, high)})" for mean, low, high in held]
         covers = f"{100 * results['greedy']['coverage'][number]:.1f}"
         out.add_row(str(number + 1), escape(greedy), covers, escape(top), *shown)
     return out

@@ -20,7 +20,8 @@ from rich.style import Style
 from rich.text import Text
 
 from rheostat.files import atomic_write
-from rheostat.reports import reading, svg, template
+from rheostat.reports import reading, template
+from rheostat.reports.figures import svg
 from rheostat.reports.reading import MISSING, count, number, percent
 
 Trace = Mapping[str, Any]

@@ -34,7 +34,8 @@ from rheostat.engines.local import LocalEngine
 from rheostat.environment import machine, versions
 from rheostat.errors import ConfigError
 from rheostat.files import atomic_write, make_folder
-from rheostat.reports.page import FORMAT, write_report
+from rheostat.reports.folders import FORMAT
+from rheostat.reports.page import write_report
 from rheostat.rollouts.store import RolloutStore
 from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep, sweep_policy
 from rheostat.statistics import mean_interval

@@ -15,6 +15,7 @@ from rheostat.config import RunConfig
 from rheostat.console import Console
 from rheostat.engines.base import Engine, Request
 from rheostat.files import atomic_write
+from rheostat.reports.cards import measured_of
 from rheostat.rollouts.collect import collect
 from rheostat.rollouts.sweep import Sweep
 from rheostat.tasks.base import Split
@@ -172,6 +173,5 @@ def train_and_judge(run: Run) -> dict[str, Any]:
     own = RunConfig.model_validate(config.model_dump(include=set(RunConfig.model_fields)))
     results["config"] = own.model_dump(mode="json")
     for name, folder in ((WITH_BUDGET, "adapter"), (WITHOUT_BUDGET, "adapter-without-budget")):
-        rows = [row for row in results["rows"] if row["policy"] in (name, "BEST")]
-        save(run, run.out / folder, trained[name], {"rows": rows})
+        save(run, run.out / folder, trained[name], measured_of(results, name))
     return results

@@ -13,6 +13,7 @@ from rheostat.console import Console
 from rheostat.engines.base import Engine
 from rheostat.errors import AdapterError
 from rheostat.files import make_folder
+from rheostat.reports.cards import measured_of
 from rheostat.tasks.base import Split
 from rheostat.training.token import TokenHistory, TokenTraining, informative_prompts, train_token
 from rheostat.training.token_config import TokenTrainingConfig
@@ -145,7 +146,5 @@ def train_and_judge(run: Run, folder: Path) -> dict[str, Any]:
     on_test = run.sweep(Split.TEST, config.space, config.samples)
     results = judge(run, config.budgets, on_validation, on_test, rivals)
     results |= {"training": {kind: history}, "config": config.model_dump(mode="json")}
-    save(
-        run, folder / "adapter", trained, {"rows": [row for row in results["rows"] if row["policy"] in (kind, "BEST")]}
-    )
+    save(run, folder / "adapter", trained, measured_of(results, kind))
     return results

@@ -6,8 +6,8 @@ import matplotlib
 from markupsafe import Markup
 
 from rheostat.reports import reading
+from rheostat.reports.figures.svg import RC, colour, new_figure, quiet, to_svg
 from rheostat.reports.reading import Results, number
-from rheostat.reports.svg import RC, colour, new_figure, quiet, to_svg
 
 _LINES = {  # name: (label, colour, dash)
     "top": ("highest means", "second", (0, (4, 2))),

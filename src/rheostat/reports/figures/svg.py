@@ -6,8 +6,9 @@ page's font.
 
 import io
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -95,3 +96,43 @@ def quiet(axes: Any, grid: str = "y") -> None:
     if grid:
         axes.grid(axis=grid, color=colour("rule"), linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+_WIDE, _NARROW = 780, 356  # a desktop column and a phone screen, in CSS pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """One figure of a page.
+
+    Attributes:
+        name: unique on the page; that of its files.
+        wide: for a desktop.
+        narrow: for a phone.
+        palette: how many colours the strategies of its part of the page have.
+    """
+
+    name: str
+    wide: Markup
+    narrow: Markup
+    palette: int
+
+    @classmethod
+    def of(cls, draw: Callable[[int, str], Markup | None], name: str, palette: int) -> Self | None:
+        """``draw`` takes a width and the name; None where it has nothing to draw."""
+        wide, narrow = draw(_WIDE, name), draw(_NARROW, name)
+        return None if wide is None or narrow is None else cls(name, wide, narrow, palette)
+
+    @property
+    def file(self) -> str:
+        """The desktop's drawing as a file of its own: the colours of a light page, on its paper."""
+        text = re.sub(r"var\(--(\w+)\)", lambda match: self._light(match[1]), self.wide)
+        (width, height) = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
+        size = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        text = re.sub(r"^<svg ", f"<svg {size} ", text)
+        paper = f'<rect width="{width}" height="{height}" fill="{THEME["paper"][0]}"/>'
+        return text.replace(">", f">{paper}", 1) + "\n"
+
+    def _light(self, variable: str) -> str:
+        place = re.fullmatch(r"s(\d+)", variable)
+        return strategy_colours(self.palette)[int(place[1])][0] if place else THEME[variable][0]

@@ -1,6 +1,6 @@
-"""The figures of the token level, in the manner of :mod:`rheostat.reports.figures`."""
+"""What a token policy does: entropies, lengths, and the tokens of each action (Figures 3, 4 and 5 of the paper)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,40 +8,12 @@ import matplotlib
 from markupsafe import Markup
 
 from rheostat.reports import reading
-from rheostat.reports.figures import Panel, shares_over_time, short
+from rheostat.reports.figures.lines import short
+from rheostat.reports.figures.svg import RC, colour, new_figure, quiet, to_svg
 from rheostat.reports.reading import Results, number
-from rheostat.reports.svg import RC, colour, new_figure, quiet, to_svg
+from rheostat.reports.trace import visible
 
-_STYLES = {  # of a prompt: the keys of the metrics lines, and the panel's title
-    "chain of thought": ("actions_cot", "reward_cot"),
-    "answer only": ("actions_direct", "reward_direct"),
-    "all prompts": ("actions", "reward"),
-}
 _BARS = 24  # of a histogram of lengths, at most
-
-
-def training(results: Results, policy: str, width: int, name: str) -> Markup | None:
-    """Shares of the actions in each batch with the validation reward, by prompt style and overall (Figure 8)."""
-    names = reading.strategies(results)
-    run = reading.mapping(reading.mapping(results, "training"), policy)
-    lines = [line for line in reading.items(run, "history") if number(line.get("step")) is not None]
-    panels = [
-        Panel(title, shares, _rewards(lines, reward))
-        for title, (key, reward) in _STYLES.items()
-        if (shares := _shares(lines, key, len(names)))
-    ]
-    label = f"Stacked areas: how often the {policy} takes each action, batch by batch."
-    return shares_over_time(panels, names, number(run.get("kept_step")), "batch", 3, width, name, label)
-
-
-def _shares(lines: Sequence[Mapping[str, Any]], key: str, size: int) -> list[tuple[float, list[float]]]:
-    found = [(float(line["step"]), reading.probabilities(line.get(key), size)) for line in lines]
-    return [(step, shares) for step, shares in found if shares is not None]
-
-
-def _rewards(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    found = [(float(line["step"]), number(reading.mapping(line, "validation").get(key))) for line in lines]
-    return [(step, reward) for step, reward in found if reward is not None]
 
 
 def entropy(results: Results, width: int, name: str) -> Markup | None:
@@ -55,7 +27,7 @@ def entropy(results: Results, width: int, name: str) -> Markup | None:
         if len(counts := reading.counts(side.get("counts"))) == size and sum(counts) > 0
     ]
     by_action = [reading.counts(row) for row in content.get("by_action") or ()]
-    names = reading.strategies(results)
+    names = reading.actions(results)
     is_split = len(by_action) == len(names) > 0 and all(len(row) == size for row in by_action)
     panels: list[Callable[[Any], None]] = []
     if sides:
@@ -161,3 +133,60 @@ def lengths(results: Results, width: int, name: str) -> Markup | None:
 def mean_length(counts: Sequence[float]) -> float:
     """The mean of a histogram whose bar ``i`` counts answers of ``i`` tokens."""
     return sum(length * n for length, n in enumerate(counts)) / sum(counts)
+
+
+def frequent(results: Results, width: int, name: str) -> Markup | None:
+    """The tokens that each action drew most often, one panel per action (Figure 5)."""
+    content = reading.mapping(results, "frequent_tokens")
+    names = [name for name in reading.actions(results) if name in content]
+    found = [_counted(content[name]) for name in names]
+    if not any(found):
+        return None
+    order = reading.by_randomness(names)
+    most = max(map(len, found))
+    across = min(len(names), 2 if width < 500 else 4)
+    down = -(-len(names) // across)
+    with matplotlib.rc_context(RC):
+        height = (17.0 * most + 52) * down + 36
+        figure = new_figure(width, height)
+        grid: Any = figure.subplots(down, across, squeeze=False)
+        figure.subplots_adjust(
+            left=82 / width, right=1 - 26 / width, bottom=8 / height, top=1 - 62 / height, wspace=0.95, hspace=0.3
+        )
+        figure.text(
+            2 / width,
+            1 - 10 / height,
+            "share of the action's tokens, %",
+            color=colour("muted"),
+            fontsize=11,
+            va="center",
+        )
+        for index, axes in enumerate(grid.flat):
+            if index >= len(names):
+                axes.set_visible(False)
+                continue
+            _most_frequent(axes, found[order[index]], most, names[order[index]], f"s{index}")
+        return to_svg(figure, f"{name}{width}", "Bars: the tokens that each action drew most often.")
+
+
+def _counted(row: object) -> list[tuple[str, float]]:
+    """Pairs of a token and its share of what was drawn, in percent, as results hold them."""
+    pairs = [pair for pair in row if isinstance(pair, Sequence) and len(pair) == 2] if isinstance(row, Sequence) else []
+    return [(visible(text), 100 * share) for text, n in pairs if (share := number(n)) is not None]
+
+
+def _most_frequent(axes: Any, tokens: Sequence[tuple[str, float]], most: int, title: str, tint: str) -> None:
+    axes.barh(range(len(tokens)), [share for _, share in tokens], 0.72, color=colour(tint))
+    quiet(axes, "")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_xticks([])
+    labels = [text.replace("\n", "")[:9] + ("…" if len(text) > 10 else "") for text, _ in tokens]
+    axes.set_yticks(range(len(tokens)), labels)
+    axes.tick_params(axis="y", labelcolor=colour("ink"))
+    axes.set_ylim(most - 0.4, -0.6)
+    for place, (_, share) in enumerate(tokens):
+        text = f"{share:.0f}" if share >= 1 else f"{share:.1g}"
+        style = {"va": "center", "fontsize": 9.5, "color": colour("muted")}
+        axes.annotate(text, (share, place), (4, 0), textcoords="offset points", **style)
+    axes.set_title(short(title), color=colour("ink"), fontsize=11.5, pad=6, x=-0.55)
