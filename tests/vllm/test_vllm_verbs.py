@@ -36,7 +36,7 @@ def test_train_evaluate_select_and_generate(place: Path, capsys: pytest.CaptureF
 
     run("train", "sequence", *task, *SIZES, *SAMPLES, "--bandit.budgets", "1", "2", "--out", "sequence")
     summary = json.loads((place / "sequence" / "training.json").read_text())
-    rewards = [epoch["validation_reward"] for epoch in summary["adapter with budget"]["history"]]
+    rewards = [epoch["validation_reward"] for epoch in summary["training"]["history"]]
     assert 0 < rewards[0] <= max(rewards) < 1
 
     judged = run(
@@ -45,7 +45,7 @@ def test_train_evaluate_select_and_generate(place: Path, capsys: pytest.CaptureF
     assert (judged["model"]["kind"], judged["counts"]["without_verdict"]) == ("vllm", 0)
     assert {row["policy"] for row in judged["rows"]} >= {"sequence/adapter", "BEST", "MIXED"}
 
-    chosen = run("select", *task, "--problems", "8", "--samples", "2", "--space", "table13", "--actions", "2")
+    chosen = run("select", *task, "--problems", "8", "--samples", "2", "--candidates", "table13", "--actions", "2")
     assert len(chosen["strategies"]) == 6
 
     answer = run("generate", "letter 5?", "--adapter", "sequence/adapter", "--budget", "3", "--max-tokens", "9")

@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rheostat.decoding.policy import NamedPolicy
 from rheostat.decoding.strategy import Order
@@ -34,6 +34,25 @@ class Progress(Protocol):
     def __call__(self, done_requests: int, total: int, generated_tokens: int, /) -> None:
         """``done_requests`` of ``total`` are answered, stored ones included; ``generated_tokens`` counts the tokens
         that this collection has generated so far, stored ones excluded, so that a rate is the engine's own."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A batch to be generated and judged together: request i answers problem i."""
+
+    requests: tuple[Request, ...]
+    problems: tuple[Problem, ...]
+
+
+@runtime_checkable
+class Crew(Protocol):
+    """An engine that answers many calls at once, and has them judged."""
+
+    def answer(
+        self, calls: Iterable[Call], order: Order, policy: NamedPolicy | None
+    ) -> Iterator[tuple[Call, list[Completion], list[Verdict]]]:
+        """Completions and verdicts of each call, as they are ready; takes no more calls at a time than it can use."""
         ...
 
 
@@ -128,23 +147,55 @@ def collect(
     found: dict[str, Rollout] = {}
     unjudged: list[Rollout] = []
     done = generated_tokens = 0
-    for batch in compose(distinct, batch_size):
-        stored = store.find(item.key for item in batch)
-        _check_task(batch, stored, store)
-        unjudged += [rollout for rollout in stored.values() if rollout.correct is None]
-        _check_verdicts(unjudged, len(distinct), "they are stored; use another folder to sample them anew")
-        missing = [item for item in batch if item.key not in stored]
-        fresh = _generate(engine, task, missing, order, policy) if missing else []
+
+    def missing() -> Iterator[list[_Item]]:
+        """What the store lacks, batch by batch; what it has is noted."""
+        nonlocal done
+        for batch in compose(distinct, batch_size):
+            stored = store.find(item.key for item in batch)
+            _check_task(batch, stored, store)
+            unjudged.extend(rollout for rollout in stored.values() if rollout.correct is None)
+            _check_verdicts(unjudged, len(distinct), "they are stored; use another folder to sample them anew")
+            found.update(stored)
+            done += sum(weights[key] for key in stored)
+            if len(stored) < len(batch):
+                yield [item for item in batch if item.key not in stored]
+            elif progress is not None:
+                progress(done, len(items), generated_tokens)
+
+    policy_key = None if policy is None else policy.key  # a hash of all weights: once is enough
+    for asked, completions, verdicts in _answered(engine, task, missing(), order, policy):
+        fresh = _rollouts(asked, completions, verdicts, order, policy_key)
         unjudged += [rollout for rollout in fresh if rollout.correct is None]
         _check_verdicts(unjudged, len(distinct), "repair what the verifier needs and run again")
-        if fresh:
-            store.append(fresh, provenance={"engine": json.dumps(engine.info.to_dict())})
-        found |= stored | {rollout.key: rollout for rollout in fresh}
-        done += sum(weights[item.key] for item in batch)
+        store.append(fresh, provenance={"engine": json.dumps(engine.info.to_dict())})
+        found |= {rollout.key: rollout for rollout in fresh}
+        done += sum(weights[item.key] for item in asked)
         generated_tokens += sum(rollout.tokens for rollout in fresh)
         if progress is not None:
             progress(done, len(items), generated_tokens)
     return [found[item.key] for item in items]
+
+
+def _answered(
+    engine: Engine, task: Task, batches: Iterable[list[_Item]], order: Order, policy: NamedPolicy | None
+) -> Iterator[tuple[list[_Item], list[Completion], list[Verdict]]]:
+    """Each batch with its completions and verdicts: one batch after another, or as a crew has them ready."""
+    if not isinstance(engine, Crew):
+        for batch in batches:
+            completions = engine.generate([item.request for item in batch], policy, order)
+            yield batch, completions, judge_all(task, [item.problem for item in batch], completions)
+        return
+    asked: dict[int, list[_Item]] = {}
+
+    def calls() -> Iterator[Call]:
+        for batch in batches:
+            call = Call(tuple(item.request for item in batch), tuple(item.problem for item in batch))
+            asked[id(call)] = batch
+            yield call
+
+    for call, completions, verdicts in engine.answer(calls(), order, policy):
+        yield asked.pop(id(call)), completions, verdicts
 
 
 def compose(items: Sequence[_Item], batch_size: int) -> list[list[_Item]]:
@@ -196,14 +247,15 @@ def _items(
     return items
 
 
-def _generate(
-    engine: Engine, task: Task, items: Sequence[_Item], order: Order, policy: NamedPolicy | None
+def _rollouts(
+    items: Sequence[_Item],
+    completions: Sequence[Completion],
+    verdicts: Sequence[Verdict],
+    order: Order,
+    policy_key: str | None,
 ) -> list[Rollout]:
     """One rollout per item, generated in one call; they share the identifier of this composition."""
-    completions = engine.generate([item.request for item in items], policy, order)
     batch = _digest("\n".join(item.key for item in items))
-    policy_key = None if policy is None else policy.key
-    verdicts = judge_all(task, [item.problem for item in items], completions)
     rollouts = []
     for item, completion, verdict in zip(items, completions, verdicts, strict=True):
         rollouts.append(
