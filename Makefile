@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-vllm check bench setup clean force
+.PHONY: help demo test test-model test-browser test-ray test-vllm check bench setup clean force
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -24,6 +24,13 @@ test: $(STAMP) ## run the tests (those that need the demo's model are skipped un
 
 test-model: $(STAMP) ## pull the demo's model and run the tests that need it
 	@RHEOSTAT_TEST_MODEL=1 $(BIN)/pytest -q -m model $(ARGS)
+
+test-browser: $(STAMP) ## look at reports in Chromium: the system's, else one that Playwright fetches
+	@[ -n "$$RHEOSTAT_CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
+	@RHEOSTAT_TEST_BROWSER=1 $(BIN)/pytest -q tests/browser $(ARGS)
+
+test-ray: $(STAMP) ## run the tests against a real Ray on this machine
+	@RHEOSTAT_TEST_RAY=1 $(BIN)/pytest -q tests/ray $(ARGS)
 
 test-vllm: .venv-vllm/.installed ## run the tests against a real vLLM (CPU build, in .venv-vllm)
 	@.venv-vllm/bin/python -m pytest -q tests/vllm $(ARGS)

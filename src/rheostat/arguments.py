@@ -39,6 +39,10 @@ class TrainSequence(RunConfig):
 
     out: Path = Field(Path("runs/sequence"), description="folder for rollouts, training history and adapter")
     with_budget: bool = Field(True, description="let the policy see the parallel budget")
+    workers: int = Field(1, ge=1, description="engines that sample at the same time, on Ray (an extra: rheostat[ray])")
+    address: str | None = Field(
+        None, description="Ray cluster to work on: auto, or ray://HOST:PORT (default: one here)"
+    )
     dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
@@ -74,6 +78,10 @@ class Evaluate(EvaluateConfig):
     limit: int = Field(120, ge=1, description="problems of the test split (with --policy)")
     policy_samples: int = Field(1, ge=1, description="completions per problem and strategy (with --policy)")
     out: Path = Field(Path("runs/evaluate"), description="folder for rollouts, results.json and report.html")
+    workers: int = Field(1, ge=1, description="engines that sample at the same time, on Ray (an extra: rheostat[ray])")
+    address: str | None = Field(
+        None, description="Ray cluster to work on: auto, or ray://HOST:PORT (default: one here)"
+    )
     dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
@@ -82,8 +90,23 @@ class Select(SelectConfig):
     """Choose a compact action space for a model and a task from a sweep over candidate strategies."""
 
     out: Path = Field(Path("runs/select"), description="folder for rollouts, action space, results and report")
+    workers: int = Field(1, ge=1, description="engines that sample at the same time, on Ray (an extra: rheostat[ray])")
+    address: str | None = Field(
+        None, description="Ray cluster to work on: auto, or ray://HOST:PORT (default: one here)"
+    )
     dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
+
+
+class Report(Arguments):
+    """Write the report of one run or several: a page that needs no network, its figures as SVG and PNG, model cards."""
+
+    run: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")] = Field(
+        min_length=1, description="folders that demo, train, evaluate or select wrote; an interrupted run is marked so"
+    )
+    out: Path | None = Field(
+        None, description="folder to write into (default: report inside the only RUN, else report in this folder)"
+    )
 
 
 class Generate(Arguments):
@@ -110,6 +133,25 @@ class Generate(Arguments):
     seed: int = Field(0, description="every draw is a function of it")
 
 
+class Serve(BaseModel):
+    """Serve a model and its adapters over HTTP, as OpenAI's API does. Ctrl-C or SIGTERM ends it once answers that are
+    under way are finished."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("smollm2", description="base model: a name, a folder, or a Hub id")
+    adapter: tuple[str, ...] = Field(
+        (), description="adapter folders or Hub ids, each served as MODEL:NAME; NAME=DIR names one yourself"
+    )
+    engine: EngineName = Field("local", description="what runs the model; vllm: see docs/vllm.md")
+    host: str = Field("127.0.0.1", description="address to listen on; others can reach any but this machine's own")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_key: str | None = Field(
+        None, description="key that clients must send; RHEOSTAT_API_KEY does the same, unseen by 'ps'"
+    )
+    grace: float = Field(25.0, ge=0, description="seconds that running answers have to finish when it is told to stop")
+
+
 class Models(Arguments):
     """List the models that need no hub, pull one into the cache, or print where it lies."""
 
@@ -130,17 +172,18 @@ class Push(Arguments):
 
 
 class Bench(Arguments):
-    """Measure against a peer: the speed of the engine, the variance of the token gradient, or the choice of actions."""
+    """Measure: the speed of the engine or of the server, the variance of the token gradient, the choice of actions, or
+    the report."""
 
-    name: tyro.conf.Positional[Literal["engine", "estimator", "select", "vllm"]] = Field(
+    name: tyro.conf.Positional[Literal["engine", "estimator", "select", "report", "serve", "vllm"]] = Field(
         "engine",
         description="engine: tokens per second beside transformers'; estimator: variances of the gradient; "
-        "select: seconds and memory of the choice of an action space; vllm: tokens per second adapted and not",
+        "select: seconds and memory of the choice of an action space; report: those of a report on 100,000 rollouts; "
+        "serve: 64 clients of a server beside the offline engine; vllm: tokens per second adapted and not",
     )
-    model: str = Field("smollm2", description="model to measure with (engine, estimator, vllm)")
-    repeats: int = Field(
-        5, ge=1, description="engine, select, vllm: interleaved repetitions; estimator: times 24 prompts"
-    )
+    model: str = Field("smollm2", description="model to measure with (engine, estimator, serve, vllm)")
+    repeats: int = Field(5, ge=1, description="engine, select, report, vllm: repetitions; estimator: times 24 prompts")
+    seconds: float = Field(180.0, ge=5, description="serve: how long the clients ask")
 
 
 class Tasks(Arguments):

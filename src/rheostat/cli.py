@@ -9,7 +9,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +27,9 @@ from rheostat.arguments import (
     Generate,
     Models,
     Push,
+    Report,
     Select,
+    Serve,
     Tasks,
     TrainAutoDeco,
     TrainSequence,
@@ -50,9 +53,29 @@ from rheostat.errors import ConfigError, RheostatError
 
 if TYPE_CHECKING:
     from rheostat.adapters.files import LoadedAdapter
+    from rheostat.engines.base import Engine
     from rheostat.verbs.judge import Rivals
 
 Config = TypeVar("Config", bound=BaseModel)
+
+
+@contextlib.contextmanager
+def _engines(arguments: TrainSequence | Evaluate | Select) -> Iterator["Engine | None"]:
+    """As many engines as were asked for, as one; None where the command opens its own."""
+    if arguments.workers == 1 and arguments.address is None:
+        yield None
+        return
+    from rheostat.adapters.files import load_adapter
+    from rheostat.training.distributed import RayEngine
+    from rheostat.verbs.run import open_engine
+
+    task = arguments.task
+    if isinstance(arguments, Evaluate) and task is None:
+        task = _task_of([load_adapter(name) for name in arguments.adapter])
+    choice = arguments.model_copy(update={"task": task}).task_choice(arguments.seed)
+    opened = partial(open_engine, arguments.model, arguments.engine)
+    with RayEngine(opened, choice, arguments.workers, arguments.address) as engine:
+        yield engine
 
 
 def _part(model: type[Config], arguments: BaseModel) -> Config:
@@ -71,7 +94,9 @@ def _demo(arguments: Demo, console: Console) -> object:
 def _train_sequence(arguments: TrainSequence, console: Console) -> object:
     from rheostat.verbs.sequence import train_sequence
 
-    summary = train_sequence(_part(RunConfig, arguments), arguments.out, console, arguments.with_budget)
+    with _engines(arguments) as engine:
+        config = _part(RunConfig, arguments)
+        summary = train_sequence(config, arguments.out, console, arguments.with_budget, engine)
     console.say(
         f"validation reward {summary['validation_reward']:.3f}, best single strategy "
         f"{summary['validation_best_single_strategy']:.3f}; adapter in {summary['adapter']}"
@@ -108,10 +133,11 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
 
     if arguments.policy:
         return _evaluate_policies(arguments, console)
-    engine = open_engine(arguments.model, arguments.engine)
-    loaded = {name: load_adapter(name, base=base_of(engine.info)) for name in arguments.adapter}
-    config, rivals = _judged(arguments, loaded, engine.info.device)
-    results = evaluate(config, arguments.out, console, rivals, engine)
+    with _engines(arguments) as engines:
+        engine = engines or open_engine(arguments.model, arguments.engine)
+        loaded = {name: load_adapter(name, base=base_of(engine.info)) for name in arguments.adapter}
+        config, rivals = _judged(arguments, loaded, engine.info.device)
+        results = evaluate(config, arguments.out, console, rivals, engine)
     _show(results, arguments.out, console)
     return results
 
@@ -123,8 +149,7 @@ def _judged(
     from rheostat.verbs.judge import Rivals
 
     fields = arguments.model_dump(include=set(EvaluateConfig.model_fields))
-    trained_on = [str(item.training["task"]) for item in loaded.values() if "task" in item.training]
-    fields["task"] = arguments.task or next(iter(trained_on), "demo")
+    fields["task"] = arguments.task or _task_of(loaded.values())
     rivals = Rivals.of({name: item.adapter for name, item in loaded.items()}, device, arguments.commit)
     if rivals.space is not None:
         more = strategies_named(arguments.strategies) if arguments.strategies else ()
@@ -132,6 +157,11 @@ def _judged(
         fields |= {"strategies": tuple(measured), "order": rivals.space.order}
         fields["budgets"] = arguments.budgets or rivals.budgets
     return build(EvaluateConfig, fields, "evaluate"), rivals
+
+
+def _task_of(loaded: Iterable["LoadedAdapter[Any]"]) -> str:
+    """What the first adapter was trained on."""
+    return next((str(item.training["task"]) for item in loaded if "task" in item.training), "demo")
 
 
 def _policies(arguments: Evaluate) -> PolicyRunConfig:
@@ -206,12 +236,39 @@ def _select(arguments: Select, console: Console) -> object:
     from rheostat.reports.terminal import selection_table
     from rheostat.verbs.select import select
 
-    results = select(_part(SelectConfig, arguments), arguments.out, console)
+    with _engines(arguments) as engine:
+        results = select(_part(SelectConfig, arguments), arguments.out, console, engine)
     console.rich.print(selection_table(results))
     console.say(sentence(results))
     console.say(f"{arguments.out / 'results.json'}, {arguments.out / 'report.html'}")
     console.say(f"{arguments.out / 'action_space.toml'}: give it to 'rheostat train sequence' as --strategies")
     return results
+
+
+def _report(arguments: Report, console: Console) -> object:
+    from rheostat.verbs.report import report
+
+    result = report(arguments.run, arguments.out)
+    for folder in result["partial"]:
+        console.say(f"{folder} has no results: the page shows what is there")
+    console.say(f"{result['report']}, {len(result['figures'])} files in {Path(result['report']).parent / 'figures'}")
+    return result
+
+
+def _serve(arguments: Serve, console: Console) -> object:
+    from rheostat.serving.server.app import Server
+    from rheostat.serving.server.models import Models as ServedModels
+    from rheostat.serving.server.models import open_engine
+    from rheostat.serving.server.run import address, bind, run
+
+    key = arguments.api_key if arguments.api_key is not None else os.environ.get("RHEOSTAT_API_KEY")
+    listening = bind(arguments.host, arguments.port, key)
+    with listening:
+        models = ServedModels(open_engine(arguments.model, arguments.engine), arguments.adapter)
+        server = Server(models, key)
+        names = ", ".join(models.by_id)
+        run(server, listening, arguments.grace, lambda: console.say(f"serving {names} at {address(listening)}/v1"))
+    return None
 
 
 def _tasks(arguments: Tasks, console: Console) -> object:
@@ -282,6 +339,14 @@ def _bench(arguments: Bench, console: Console) -> object:
         from rheostat.bench.select import bench_select
 
         result = bench_select(arguments.repeats, console)
+    elif arguments.name == "report":
+        from rheostat.bench.report import bench_report
+
+        result = bench_report(arguments.repeats, console)
+    elif arguments.name == "serve":
+        from rheostat.bench.serve import bench_serve
+
+        result = bench_serve(arguments.model, arguments.seconds, console)
     elif arguments.name == "vllm":
         from rheostat.bench.vllm import bench_vllm
 
@@ -303,7 +368,9 @@ VERBS: dict[str, tuple[type[BaseModel], Callable[..., object]]] = {
     "train autodeco": (TrainAutoDeco, _train_autodeco),
     "select": (Select, _select),
     "evaluate": (Evaluate, _evaluate),
+    "report": (Report, _report),
     "generate": (Generate, _generate),
+    "serve": (Serve, _serve),
     "models": (Models, _models),
     "tasks": (Tasks, _tasks),
     "push": (Push, _push),

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
+from rheostat.engines.slots import SlotCache
+
 NAME = "rheostat"
 _ROOM = 64  # tokens by which a buffer grows: copies stay rare, waste stays small
 
@@ -79,14 +81,17 @@ def attend(
     attention_mask: Float[Tensor, "B 1 L C"] | None,
     scaling: float,
     rheostat_prefix: Prefix | None = None,
+    rheostat_slots: SlotCache | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Grouped-query attention over the shared prefix and the rows' own tokens.
 
     Queries are grouped by their KV head, so a step is two small batched matrix products per layer; torch's own
     kernel costs an order of magnitude more on a CPU with one query per row. The mask is additive; the prefix
-    is visible to every query.
+    is visible to every query. The rows of a running batch attend by themselves (:mod:`rheostat.engines.slots`).
     """
+    if rheostat_slots is not None:
+        return rheostat_slots.attend(query, key, value, scaling), None
     rows, heads, length, size = query.shape
     groups = key.shape[1]
     per_group = heads // groups * length

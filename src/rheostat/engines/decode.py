@@ -78,9 +78,8 @@ def ending_tokens(vocabulary: Vocabulary, stop: tuple[str, ...]) -> Tensor:
     return torch.tensor(mask)
 
 
-def finish(vocabulary: Vocabulary, sequence: _Sequence) -> Completion | None:
+def finish(vocabulary: Vocabulary, request: Request, tokens: Sequence[int]) -> Completion | None:
     """The completion, if the last token ended it."""
-    request, tokens = sequence.request, sequence.tokens
     text = vocabulary.decode(tokens)
     cuts = [at for at in (text.find(stop) for stop in request.prompt.stop) if at >= 0]
     if cuts or tokens[-1] in vocabulary.eos_ids:
@@ -147,7 +146,7 @@ def decode(
         if due:
             _fill(sequences, history, due)
         for position, index in zip(due_S.nonzero().squeeze(1).tolist(), due, strict=True):
-            sequences[index].completion = finish(vocabulary, sequences[index])
+            sequences[index].completion = finish(vocabulary, requests[index], sequences[index].tokens)
             alive_S[position] = sequences[index].completion is None
         active_S, row_S, token_S = active_S[alive_S], row_S[alive_S], token_S[alive_S]
         if len(active_S):

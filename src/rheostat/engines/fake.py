@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+import jinja2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from rheostat.decoding.policy import SamplingParameters, StepObserver, TokenPoli
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
+from rheostat.engines.continuous import Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.errors import ConfigError, ModelError
 from rheostat.seeding import Purpose, derive_seed, uniforms
@@ -42,6 +44,7 @@ class FakeEngine:
             Gaussian vector hashed from both.
         hidden_size: length of the hidden state.
         context_length: characters of the prompt plus tokens that fit.
+        chat_template: the Jinja template of conversations; by default it is a base model.
         seed: what the two defaults are hashed with.
         name: how users call the model. The fingerprint knows functions by their names only, so give different
             models different names.
@@ -59,10 +62,12 @@ class FakeEngine:
         context_length: int = 4096,
         seed: int = 0,
         name: str = "fake",
+        chat_template: str | None = None,
     ) -> None:
         if vocabulary.count(EOS) != 1:
             raise ConfigError(f"vocabulary of {name!r}: list {EOS!r} once, got {list(vocabulary)}")
         self.vocabulary = _FakeVocabulary(tuple(vocabulary))
+        self._chat_template = chat_template
         self._logits = logits or (lambda text, tokens: 2 * _gaussian(len(vocabulary), seed, "logits", text, tokens))
         self._features = features or (lambda text, tokens: _gaussian(hidden_size, seed, "features", text, tokens))
         functions = [
@@ -100,12 +105,24 @@ class FakeEngine:
 
     @property
     def chat_template(self) -> str | None:
-        """See :attr:`rheostat.engines.base.Engine.chat_template`; it is a base model."""
-        return None
+        """See :attr:`rheostat.engines.base.Engine.chat_template`."""
+        return self._chat_template
 
     def chat_text(self, turns: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
-        """See :meth:`rheostat.engines.base.Engine.chat_text`; it has no template."""
-        raise ModelError(f"{self.info.model} has no chat template: give the prompt as plain text")
+        """See :meth:`rheostat.engines.base.Engine.chat_text`."""
+        if self._chat_template is None:
+            raise ModelError(f"{self.info.model} has no chat template: give the prompt as plain text")
+        fields = {"messages": list(turns), "add_generation_prompt": True, "enable_thinking": thinking}
+        return str(jinja2.Template(self._chat_template).render(fields))
+
+    def open_slots(self) -> "FakeSlots":
+        """See :meth:`rheostat.engines.continuous.SlotEngine.open_slots`."""
+        return FakeSlots(self)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """See :meth:`rheostat.engines.continuous.SlotEngine.encode`; a character c is −1 − ord(c)."""
+        text = prompt if isinstance(prompt, str) else self.vocabulary.decode(prompt)
+        return [-1 - ord(character) for character in text]
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """See :meth:`rheostat.engines.base.Engine.pieces`."""
@@ -198,6 +215,36 @@ class _FakeRows:
         pairs = zip((self.rows[parent] for parent in parents), token_B.tolist(), strict=True)
         self.rows = [(text, (*tokens, token)) for (text, tokens), token in pairs]
         return self.begin()
+
+
+class FakeSlots:
+    """See :class:`rheostat.engines.continuous.Slots`; a row is the prompt's text and the tokens so far."""
+
+    capacity = 1 << 20
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self._rows: list[tuple[str, tuple[int, ...]]] = []
+
+    def feed(self, tokens: Sequence[Sequence[int]]) -> Fed:
+        self._rows += [("", ())] * (len(tokens) - len(self._rows))
+        totals = []
+        for row, own in enumerate(tokens):
+            total_H = torch.zeros(self._engine.info.hidden_size)
+            for token in own:
+                text, written = self._rows[row]
+                self._rows[row] = (text, (*written, token)) if token >= 0 else (text + chr(-1 - token), ())
+                total_H += self._engine.features(*self._rows[row])
+            totals.append(total_H)
+        hidden_BH = torch.stack([self._engine.features(*row) for row in self._rows])
+        return Fed(hidden_BH, torch.stack([self._engine.logits(*row) for row in self._rows]), torch.stack(totals))
+
+    def copy(self, source: int, target: int) -> None:
+        self._rows += [("", ())] * (target + 1 - len(self._rows))
+        self._rows[target] = self._rows[source]
+
+    def keep(self, rows: int) -> None:
+        del self._rows[rows:]
 
 
 def _gaussian(size: int, *parts: str | int | tuple[int, ...]) -> NDArray[np.float64]:

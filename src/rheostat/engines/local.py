@@ -16,6 +16,7 @@ from rheostat.decoding.strategy import Order
 from rheostat.engines.attention import NAME, Prefix, RowCache, pack_linears
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.decode import decode, ending_tokens
+from rheostat.engines.slots import LocalSlots, SlotCache
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
 
@@ -125,6 +126,14 @@ class LocalEngine:
             results.update(zip((index for _, index in members), completions, strict=True))
         return [results[index] for index in range(len(requests))]
 
+    def open_slots(self) -> LocalSlots:
+        """See :meth:`rheostat.engines.continuous.SlotEngine.open_slots`."""
+        return LocalSlots(self)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """See :meth:`rheostat.engines.continuous.SlotEngine.encode`."""
+        return list(self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+
     @property
     def chat_template(self) -> str | None:
         """See :attr:`rheostat.engines.base.Engine.chat_template`."""
@@ -173,7 +182,7 @@ class LocalEngine:
             common = min(shared, _common_prefix(tokens[batch[0]], tokens[index])) if batch else length
             extra_prefill = (len(batch) - 1) * shared - len(batch) * common
             own_tokens = row_tokens + count * (length + budgets[index]) - (rows + count) * common
-            is_large = own_tokens * self._bytes_per_token > _CACHE_BYTES
+            is_large = own_tokens * self.bytes_per_token > _CACHE_BYTES
             if batch and (extra_prefill > _PASS_TOKENS * budgets[index] or is_large):
                 yield batch
                 batch, common, rows, row_tokens = [], length, 0, 0
@@ -183,7 +192,8 @@ class LocalEngine:
             yield batch
 
     @property
-    def _bytes_per_token(self) -> int:
+    def bytes_per_token(self) -> int:
+        """Of keys and values, all layers together."""
         config = self.model.config.get_text_config()
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
@@ -254,6 +264,20 @@ class LocalEngine:
         )
         cache.step(1)
         return self._hidden_BLH[:, -1], output.logits[:, -1].float()
+
+    @torch.inference_mode()
+    def run_flat(self, id_N: Tensor, position_N: Tensor, last_B: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
+        """Tokens of many rows in one pass: hidden_NH after the final norm, and float32 logits_BV at ``last_B``."""
+        output = self.model(
+            input_ids=id_N[None],
+            position_ids=position_N[None],
+            attention_mask=torch.zeros(1, 1, 1, 1, device=self.device),  # unused: a mask of four axes is not looked at
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last_B,
+            rheostat_slots=cache,
+        )
+        return self._hidden_BLH[0], output.logits[0].float()
 
 
 class _LocalRows:

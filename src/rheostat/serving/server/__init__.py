@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint over an engine and its adapters: ``rheostat serve``."""
