@@ -279,6 +279,10 @@ class SelectConfig(TaskConfig):
 class DemoConfig(RunConfig):
     """Both levels."""
 
+    strategies: tuple[str, ...] = Field(
+        ("demo",),
+        description="action space: demo (what 'rheostat select' chose for it), a table of the paper, or strategies",
+    )
     problems: Splits = Field(Splits(train=780, validation=240, test=600), description="problems of each split")
     token: TokenLevel = Field(
         TokenLevel(

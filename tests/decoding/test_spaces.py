@@ -50,7 +50,12 @@ def test_tables_11_to_14(name: str) -> None:
 
 
 def test_all_tables_are_named() -> None:
-    assert set(NAMED_SPACES) == set(TABLES)
+    assert set(NAMED_SPACES) == {*TABLES, "demo"}
+
+
+def test_the_demos_space_is_the_one_that_was_chosen() -> None:
+    chosen = Path(__file__).parents[2] / "docs" / "results" / "action_space-smollm2-demo.toml"
+    assert read_space(chosen) == NAMED_SPACES["demo"]
 
 
 def test_candidate_grid_is_table_10() -> None:

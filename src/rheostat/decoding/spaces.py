@@ -1,4 +1,4 @@
-"""The paper's candidate pool (Table 10) and the action spaces it selected (Tables 11 to 14)."""
+"""The paper's candidate pool (Table 10), the action spaces it selected (Tables 11 to 14), and the demo's."""
 
 import tomllib
 from collections.abc import Sequence
@@ -52,12 +52,22 @@ TABLE_13 = ActionSpace(  # mathematics and code together
     )
 )
 TABLE_14 = ActionSpace((GREEDY, Strategy(0.5), Strategy(1.0), Strategy(1.25)))  # token level, mathematics
+DEMO = ActionSpace(  # SmolLM2 on the demo's mixture: what `rheostat select` chose on 480 validation problems
+    (
+        GREEDY,
+        Strategy(1.25, 5, 0.9, 0.2),
+        Strategy(1.0, None, 0.9, 0.1),
+        Strategy(0.75, None, None, 0.1),
+        Strategy(1.25, None, None, 0.1),
+        Strategy(0.5, None, None, 0.2),
+    )
+)
 
-NAMED_SPACES = {"table11": TABLE_11, "table12": TABLE_12, "table13": TABLE_13, "table14": TABLE_14}
+NAMED_SPACES = {"table11": TABLE_11, "table12": TABLE_12, "table13": TABLE_13, "table14": TABLE_14, "demo": DEMO}
 
 
 def strategies_named(names: Sequence[str]) -> tuple[Strategy, ...]:
-    """Strategies from tables' names (``table13``), ``grid``, files (see :func:`read_space`) and written strategies.
+    """Strategies from spaces' names (``table13``, ``demo``), ``grid``, files (see :func:`read_space`) and written strategies.
 
     Raises:
         ConfigError: an unknown name, or a file that cannot be read.
