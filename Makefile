@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-browser test-ray test-vllm check bench setup clean force
+.PHONY: help demo test test-model test-api test-browser test-ray test-vllm check bench setup clean force
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -31,6 +31,9 @@ test-browser: $(STAMP) ## look at reports in Chromium: the system's, else one th
 
 test-ray: $(STAMP) ## run the tests against a real Ray on this machine
 	@RHEOSTAT_TEST_RAY=1 $(BIN)/pytest -q tests/ray $(ARGS)
+
+test-api: $(STAMP) ## try the endpoint with 2,000 requests made from its OpenAPI document
+	@RHEOSTAT_SCHEMA_CASES=1000 $(BIN)/pytest -q tests/serving/test_openapi_document.py $(ARGS)
 
 test-vllm: .venv-vllm/.installed ## run the tests against a real vLLM (CPU build, in .venv-vllm)
 	@.venv-vllm/bin/python -m pytest -q tests/vllm $(ARGS)

@@ -143,7 +143,7 @@ class Serve(BaseModel):
     adapter: tuple[str, ...] = Field(
         (), description="adapter folders or Hub ids, each served as MODEL:NAME; NAME=DIR names one yourself"
     )
-    engine: EngineName = Field("local", description="what runs the model; vllm: see docs/vllm.md")
+    engine: EngineName = Field("local", description="local; with vllm, its own server serves adapters (docs/vllm.md)")
     host: str = Field("127.0.0.1", description="address to listen on; others can reach any but this machine's own")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_key: str | None = Field(

@@ -47,8 +47,9 @@ def test_completions_with_parameters_and_stop_strings(server: Running, stop: str
 
 
 def test_a_stream_is_the_answer_in_pieces(server: Running) -> None:
-    fields = {"model": "fake", "messages": CHAT, "n": 3, "max_tokens": 12, "seed": 2, "stop": ["55", "11"]}
+    fields = {"model": "fake", "messages": CHAT, "n": 3, "max_tokens": 60, "seed": 2, "stop": ["5", "11", "2 "]}
     whole = server.client.chat.completions.create(**fields)
+    assert {choice.finish_reason for choice in whole.choices} == {"stop"}
     texts, reasons, usage = [""] * 3, [None] * 3, None
     for chunk in server.client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True}):
         usage = chunk.usage or usage

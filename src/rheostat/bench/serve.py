@@ -120,6 +120,7 @@ async def _load(url: str, pid: int, seconds: float) -> dict[str, Any]:
     """All clients at once, until the time is up."""
     model = json.loads(urllib.request.urlopen(f"{url}/v1/models").read())["data"][0]["id"]
     load, start = _Load(), time.perf_counter()
+    await asyncio.sleep(0.2)
     files_before = _open_files(pid)
     clients = [asyncio.create_task(_client(url, model, number, start + seconds, load)) for number in range(_CLIENTS)]
     await asyncio.sleep(seconds / 10)
@@ -130,10 +131,11 @@ async def _load(url: str, pid: int, seconds: float) -> dict[str, Any]:
     end_memory = _memory(pid)
     await asyncio.gather(*clients)
     await asyncio.sleep(1)
+    files = _open_files(pid)
     health = json.loads(urllib.request.urlopen(f"{url}/health").read())
     left = [
         ("rows left", health["running"] + health["waiting"], "rows"),
-        ("connections left", max(0, _open_files(pid) - files_before), "files"),
+        ("connections left", max(0, files - files_before), "files"),
         ("memory after warm-up", memory, "MiB"),
         ("memory at the end", end_memory, "MiB"),
     ]

@@ -67,7 +67,7 @@ NAMED_SPACES = {"table11": TABLE_11, "table12": TABLE_12, "table13": TABLE_13, "
 
 
 def strategies_named(names: Sequence[str]) -> tuple[Strategy, ...]:
-    """Strategies from spaces' names (``table13``, ``demo``), ``grid``, files (see :func:`read_space`) and written strategies.
+    """Strategies from names of spaces (``table13``, ``demo``), ``grid``, files (see :func:`read_space`) and strings.
 
     Raises:
         ConfigError: an unknown name, or a file that cannot be read.

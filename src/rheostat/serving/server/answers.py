@@ -32,7 +32,7 @@ class TextStream:
         self._sent = 0
 
     def push(self, token: int) -> str:
-        """What may be sent after one token more."""
+        """What may be sent after one token more, which did not end the completion."""
         self._tokens.append(token)
         before = self._vocabulary.decode(self._tokens[self._first : self._read])
         now = self._vocabulary.decode(self._tokens[self._first :])
@@ -129,9 +129,10 @@ class Asked:
                     if self.is_chat or is_first:
                         yield _event(opening)
                     is_first = False
-                piece = streams[index].push(event.token_id)
-                if event.completion is not None:
-                    piece += streams[index].finish(event.completion.text)
+                if event.completion is None:
+                    piece = streams[index].push(event.token_id)
+                else:
+                    piece = streams[index].finish(event.completion.text)
                 held[index].append(event)
                 # log-probabilities and traces go out with their own token, though its text may be held back
                 if piece or self.has_trace or event.completion is not None:

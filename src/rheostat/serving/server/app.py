@@ -19,6 +19,7 @@ from rheostat.serving.server.errors import ApiError, ErrorAnswer
 from rheostat.serving.server.guard import Guard
 from rheostat.serving.server.metrics import Metrics
 from rheostat.serving.server.models import Models, ServedModel
+from rheostat.serving.server.playground import Playground
 from rheostat.serving.server.scheduler import Scheduler, Ticket
 from rheostat.serving.server.schemas import (
     ChatAnswer,
@@ -51,6 +52,7 @@ class Server:
         self.engine: SlotEngine = models.engine
         self.metrics = Metrics()
         self.scheduler = Scheduler(self.engine, self.metrics, rows, waiting)
+        self.playground = Playground()
         self.api = _routes(self)
         self.app = Guard(self.api, key, self.metrics)
 
@@ -62,6 +64,7 @@ class Server:
     def close(self) -> None:
         """End everything."""
         self.drain()
+        self.playground.close()
         self.scheduler.close()
 
     # ---- from a request to jobs ----
@@ -271,6 +274,7 @@ def _routes(server: Server) -> FastAPI:
     async def metrics() -> Response:
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    server.playground.install(api)
     _document_errors_as_400(api)
     return api
 
