@@ -415,6 +415,7 @@ def test_a_trace_needs_a_token_adapter(trained: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.model
+@pytest.mark.timeout(900)
 def test_a_small_demo_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> None:
     words = ["demo", "--model", str(smollm2_path), "--out", str(tmp_path), *SMALL, *EPOCHS, *DEMO]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}

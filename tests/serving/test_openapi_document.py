@@ -64,7 +64,8 @@ def test_every_answer_is_as_documented(api: Any, path: str, method: str) -> None
         statuses[case.call_and_validate(checks=WANTED).status_code] += 1
 
     run()
-    assert statuses[200] or "{" in path, statuses
+    if CASES >= 200:  # among a few dozen, none may be sound
+        assert statuses[200] or "{" in path, statuses
 
 
 def test_the_document_has_no_other_routes(api: Any) -> None:

@@ -99,7 +99,7 @@ def test_a_mixture_may_hold_another() -> None:
         assert prompt == task.prompt(own)
         answer = f"worked\nAnswer: {own.answer}" if prompt.cot else own.answer
         verdict = mixture.verify(problem, Completion(answer, (1,), FinishReason.STOP))
-        assert verdict == Verdict(True, "score 1")
+        assert verdict == Verdict(True, "score 1", own.answer)
 
 
 def test_two_mixtures_that_ask_the_same_are_refused() -> None:

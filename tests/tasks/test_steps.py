@@ -62,7 +62,7 @@ def test_what_countdown_asks_for_can_be_made() -> None:
 )
 def test_countdown_evaluates_plain_expressions_only(task: ProceduralTask, answer: str) -> None:
     [problem] = [p for p in task.problems(Split.TRAIN, 4) if p.member == "countdown"]
-    assert task.verify(problem, written(answer)) == Verdict(False, "not of the answer's form")
+    assert task.verify(problem, written(answer)) == Verdict(False, "not of the answer's form", answer or None)
     assert task.verify(problem, written(problem.answer)).correct
 
 
