@@ -25,7 +25,7 @@ test: $(STAMP) ## run the tests (those that need the demo's model are skipped un
 test-model: $(STAMP) ## pull the demo's model and run the tests that need it
 	@RHEOSTAT_TEST_MODEL=1 $(BIN)/pytest -q -m model $(ARGS)
 
-test-browser: $(STAMP) ## look at reports in Chromium: the system's, else one that Playwright fetches
+test-browser: $(STAMP) ## look at reports and the playground in Chromium: the system's, else one that Playwright fetches
 	@[ -n "$$RHEOSTAT_CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null || $(BIN)/playwright install chromium
 	@RHEOSTAT_TEST_BROWSER=1 $(BIN)/pytest -q tests/browser $(ARGS)
 

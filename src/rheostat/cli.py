@@ -454,6 +454,14 @@ def _take_option(words: list[str], option: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
+def _require_once(words: list[str]) -> None:
+    """Of an option that is given twice, only the last would count, without a word."""
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise ConfigError(f"{option} is given twice; where it takes several values, write them after one {option}")
+
+
 def parse(name: str, words: list[str]) -> BaseModel:
     """A verb's arguments from ``--config`` files, of which later ones win, and the options, which win over all.
 
@@ -462,6 +470,7 @@ def parse(name: str, words: list[str]) -> BaseModel:
     """
     verb = VERBS[name][0]
     files, words = _take_option(words, "--config")
+    _require_once(words)
     given: dict[str, Any] = {}
     for file in files:
         given = merged(given, read_toml(Path(file)))

@@ -278,13 +278,21 @@ def test_a_conversation_and_another_fixed_strategy(url: str, opened: Open) -> No
     page = opened(url)
     page.check("#chat")
     page.fill("#fixed", "T=0.5,k=3,p=0.9,m=0.01")
+    bodies = []
+    page.on("request", lambda sent: bodies.append(sent.post_data_json))
     ask(page, "fake:token", "hello")
     done(page)
+    common = {"model": "fake:token", "n": 3, "max_tokens": 9, "seed": 5, "stream": True}
+    common["messages"] = [{"role": "user", "content": "hello"}]
+    own = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.01}
+    assert bodies == [
+        {**common, "rheostat": {"mode": "adapt", "trace": True}},
+        {**common, **own, "rheostat": {"mode": "static", "trace": True}},
+    ]
     fields = {"prompt": None, "messages": [{"role": "user", "content": "hello"}]}
     adapted = completed(url, "chat/completions", model="fake:token", **fields)
     assert texts(side(page, "Adapted")) == written(adapted)
-    sampling = {"temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.01, "rheostat": {"trace": True}}
-    fixed = completed(url, "chat/completions", model="fake", **fields, **sampling)
+    fixed = completed(url, "chat/completions", model="fake", **fields, **own, rheostat={"trace": True})
     assert texts(side(page, "Fixed")) == written(fixed)
 
 
@@ -298,7 +306,7 @@ def test_a_problem_is_asked_and_judged(url: str, opened: Open) -> None:
     page.select_option("#task", "count_bits")
     page.locator("#about", has_text="problem 1.").wait_for()
     page.fill("#number", str(number))
-    page.keyboard.press("Enter")  # runs as it is: the prompt is that of the number
+    page.keyboard.press("Control+Enter")  # from within the field: the prompt is that of the number even so
     done(page)
     assert page.input_value("#prompt") == prompt.text
     assert page.input_value("#b") == str(task.max_tokens)

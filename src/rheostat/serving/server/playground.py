@@ -81,7 +81,10 @@ class Playground:
 
         @api.get("/v1/playground/problem", include_in_schema=False)
         async def problem(task: Annotated[str, Query(max_length=100)], number: Annotated[Number, Query()]) -> Any:
-            return await self._consult("ask", _known(task), number)
+            found = await self._consult("ask", _known(task), number)
+            if isinstance(found, Raised):
+                raise RuntimeError(f"{found.type}: {found.message}")  # a defect of ours: 500, and logged
+            return found
 
         @api.post("/v1/playground/verdicts", include_in_schema=False)
         async def verdicts(body: VerdictsRequest) -> dict[str, Any]:
@@ -95,21 +98,19 @@ class Playground:
 
     async def _verdict(self, body: VerdictsRequest, written: Written) -> object:
         try:
-            return await self._consult("judge", body.task, body.number, written.text, written.finish_reason)
+            found = await self._consult("judge", body.task, body.number, written.text, written.finish_reason)
         except CallFailed:
             return {"correct": False, "detail": "the verifier did not get through it"}
+        return {"correct": None, "detail": "the verifier failed"} if isinstance(found, Raised) else found
 
     async def _consult(self, *arguments: object) -> object:
         async with self._turn:
             try:
-                found = await asyncio.to_thread(self._pool.call, *arguments)
+                return await asyncio.to_thread(self._pool.call, *arguments)
             except CallFailed:
                 raise
             except RheostatError as error:
                 raise ApiError(503, "the tasks are not available", code="tasks_unavailable") from error
-        if isinstance(found, Raised):
-            raise RuntimeError(f"{found.type}: {found.message}")  # a defect of ours: answered with 500, and logged
-        return found
 
 
 def _known(task: str) -> str:
