@@ -107,7 +107,7 @@ def test_help_lists_every_verb_and_every_field_has_a_description(capsys: pytest.
             "need --adapter with a token-level",
         ),
         (["evaluate", "--adapter", "a", "--adapter", "b"], "--adapter is given twice"),
-        (["serve", "--model", "fake", "--port=1", "--port", "2"], "--port is given twice"),
+        (["serve", "--model", "fake", "--adapter=a", "--adapter", "b"], "--adapter is given twice"),
         (["models", "pull"], "name a model"),
         (["push", "absent", "me/mine"], "absent"),
     ],

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import tyro
 from pydantic import BaseModel
@@ -454,12 +454,13 @@ def _take_option(words: list[str], option: str) -> tuple[list[str], list[str]]:
     return values, rest
 
 
-def _require_once(words: list[str]) -> None:
-    """Of an option that is given twice, only the last would count, without a word."""
+def _require_once(verb: type[BaseModel], words: list[str]) -> None:
+    """Given twice, the last option counts, as everywhere; of one that takes several values the first would be lost."""
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    for option in options:
-        if options.count(option) > 1:
-            raise ConfigError(f"{option} is given twice; where it takes several values, write them after one {option}")
+    for name, field in verb.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        if get_origin(field.annotation) is tuple and options.count(option) > 1:
+            raise ConfigError(f"{option} is given twice: write its values one after another, {option} A B")
 
 
 def parse(name: str, words: list[str]) -> BaseModel:
@@ -470,7 +471,7 @@ def parse(name: str, words: list[str]) -> BaseModel:
     """
     verb = VERBS[name][0]
     files, words = _take_option(words, "--config")
-    _require_once(words)
+    _require_once(verb, words)
     given: dict[str, Any] = {}
     for file in files:
         given = merged(given, read_toml(Path(file)))
