@@ -46,7 +46,7 @@ def test_train_evaluate_select_and_generate(place: Path, capsys: pytest.CaptureF
     assert {row["policy"] for row in judged["rows"]} >= {"sequence/adapter", "BEST", "MIXED"}
 
     chosen = run("select", *task, "--problems", "8", "--samples", "2", "--candidates", "table13", "--actions", "2")
-    assert len(chosen["strategies"]) == 6
+    assert len(chosen["strategies"]) == 2
 
     answer = run("generate", "letter 5?", "--adapter", "sequence/adapter", "--budget", "3", "--max-tokens", "9")
     assert len(answer["completions"]) == 3
