@@ -120,6 +120,7 @@ def ask(page: Any, model: str, prompt: str | None = "12 ", n: int = 3, b: int = 
     slide(page, "n", n)
     slide(page, "b", b)
     page.fill("#seed", str(seed))
+    page.locator("#status").evaluate("status => { status.textContent = ''; }")  # that of an earlier run is not to count
     page.keyboard.press("Control+Enter")
 
 
