@@ -34,10 +34,16 @@ class Unlucky(FakeEngine):
         observer: StepObserver | None = None,
     ) -> list[Completion]:
         (self._folder / f"call-{time.monotonic_ns()}-{os.getpid()}").touch()
-        if self._end == "always" or not list(self._folder.glob("mark")):
-            (self._folder / "mark").touch()
+        if self._end == "always" or self._is_first():
             os.kill(os.getpid(), signal.SIGSTOP if self._end == "stop" else signal.SIGKILL)
         return super().generate(requests, policy, order, observer)
+
+    def _is_first(self) -> bool:
+        try:
+            (self._folder / "mark").touch(exist_ok=False)  # of two at the same time, one succeeds
+        except FileExistsError:
+            return False
+        return True
 
 
 def missing_model() -> FakeEngine:
