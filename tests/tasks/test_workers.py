@@ -104,6 +104,21 @@ def workers_of(pid: int) -> set[int]:
     return found
 
 
+_others: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _workers_of_other_tests() -> None:
+    """A pool that another module's fixture still holds is none of these tests' business."""
+    _others.clear()
+    _others.update(workers_of(os.getpid()))
+
+
+def own_workers() -> set[int]:
+    """Workers that this process has started since the test began."""
+    return workers_of(os.getpid()) - _others
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 20) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -150,12 +165,12 @@ def test_what_a_function_raises_is_a_value(pool: WorkerPool) -> None:
 @pytest.mark.parametrize("what", ["loop", "c code"])
 def test_what_hangs_is_killed_and_replaced(hasty: WorkerPool, what: str) -> None:
     hasty.call("echo")
-    before = workers_of(os.getpid())
+    before = own_workers()
     start = time.monotonic()
     with pytest.raises(Hung, match=r"functions.py:act took longer than 1 s"):
         hasty.call(what)
     assert 1 <= time.monotonic() - start < 10
-    assert not before & workers_of(os.getpid())
+    assert not before & own_workers()
     assert hasty.call("echo", "next") == "next"
 
 
@@ -168,7 +183,7 @@ def test_what_a_hanging_call_started_ends_with_it(hasty: WorkerPool, tmp_path: P
 
 def test_a_request_that_nobody_reads_is_late_too(hasty: WorkerPool) -> None:
     hasty.call("echo")
-    (worker,) = workers_of(os.getpid())
+    (worker,) = own_workers()
     os.kill(worker, 19)  # stopped: a megabyte does not fit into the pipe
     with pytest.raises(Hung):
         hasty.call("echo", "x" * 1_000_000)
@@ -185,7 +200,7 @@ def test_a_call_that_crashes_twice(pool: WorkerPool, what: str) -> None:
 
 def test_a_crash_that_was_not_the_calls_fault_is_forgiven(pool: WorkerPool, tmp_path: Path) -> None:
     assert pool.call("die once", str(tmp_path / "tried")) == "second try"
-    for worker in workers_of(os.getpid()):
+    for worker in own_workers():
         os.kill(worker, 9)
     assert pool.call("echo", "next") == "next"
 
@@ -228,7 +243,7 @@ def test_a_target_that_cannot_be_called_is_one_clear_line(tmp_path: Path, target
             assert message.startswith(target)
             assert reason in message
             assert "\n" not in message
-    assert not workers_of(os.getpid())
+    assert not own_workers()
 
 
 def test_imports_do_not_count(tmp_path: Path) -> None:
@@ -241,12 +256,12 @@ def test_sixteen_threads_share_two_workers(functions: Path) -> None:
     with WorkerPool(f"{functions}:echo", timeout=30, workers=2) as pool, ThreadPoolExecutor(16) as threads:
         texts = [str(number) * 1000 for number in range(400)]
         assert list(threads.map(pool.call, texts)) == texts
-        assert len(workers_of(os.getpid())) == 2
+        assert len(own_workers()) == 2
 
 
 def test_workers_start_when_they_are_needed(functions: Path) -> None:
     with WorkerPool(f"{functions}:pid", timeout=30, workers=4) as pool:
-        assert not workers_of(os.getpid())
+        assert not own_workers()
         assert len({pool.call() for _ in range(3)}) == 1
         with ThreadPoolExecutor(4) as threads:
             assert len(set(threads.map(pool.call, [1.0] * 4))) == 4
@@ -276,7 +291,7 @@ def test_an_interrupted_call_does_not_answer_the_next(pool: WorkerPool, monkeypa
         with pytest.raises(KeyboardInterrupt):
             pool.call("echo", "interrupted")
     assert pool.call("echo", "next") == "next"
-    assert len(workers_of(os.getpid())) == 1
+    assert len(own_workers()) == 1
 
 
 def test_closing_ends_idle_workers_calls_under_way_and_calls_to_come(functions: Path) -> None:
@@ -284,12 +299,12 @@ def test_closing_ends_idle_workers_calls_under_way_and_calls_to_come(functions: 
     pool.call("echo")
     with ThreadPoolExecutor(3) as threads:
         calls = [threads.submit(pool.call, "loop") for _ in range(3)]
-        assert eventually(lambda: len(workers_of(os.getpid())) == 2)
+        assert eventually(lambda: len(own_workers()) == 2)
         pool.close()
         for call in calls:
             with pytest.raises(RheostatError, match="is closed"):
                 call.result(timeout=20)
-    assert not workers_of(os.getpid())
+    assert not own_workers()
     with pytest.raises(RheostatError, match="is closed"):
         pool.call("echo")
 
