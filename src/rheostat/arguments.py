@@ -172,17 +172,18 @@ class Push(Arguments):
 
 
 class Bench(Arguments):
-    """Measure: the speed of the engine or of the server, the variance of the token gradient, the choice of actions, or
-    the report."""
+    """Measure: the speed of the engine, the server or many workers, the variance of the token gradient, the choice of
+    actions, or the report."""
 
-    name: tyro.conf.Positional[Literal["engine", "estimator", "select", "report", "serve", "vllm"]] = Field(
+    name: tyro.conf.Positional[Literal["engine", "estimator", "select", "report", "scale", "serve", "vllm"]] = Field(
         "engine",
         description="engine: tokens per second beside transformers'; estimator: variances of the gradient; "
         "select: seconds and memory of the choice of an action space; report: those of a report on 100,000 rollouts; "
-        "serve: 64 clients of a server beside the offline engine; vllm: tokens per second adapted and not",
+        "scale: what up to 32 workers on Ray are kept busy; serve: 64 clients of a server beside the offline engine; "
+        "vllm: tokens per second adapted and not",
     )
     model: str = Field("smollm2", description="model to measure with (engine, estimator, serve, vllm)")
-    repeats: int = Field(5, ge=1, description="engine, select, report, vllm: repetitions; estimator: times 24 prompts")
+    repeats: int = Field(5, ge=1, description="estimator: times 24 prompts; others: repetitions")
     seconds: float = Field(180.0, ge=5, description="serve: how long the clients ask")
 
 

@@ -347,6 +347,10 @@ def _bench(arguments: Bench, console: Console) -> object:
         from rheostat.bench.serve import bench_serve
 
         result = bench_serve(arguments.model, arguments.seconds, console)
+    elif arguments.name == "scale":
+        from rheostat.bench.scale import bench_scale
+
+        result = bench_scale(arguments.repeats, console)
     elif arguments.name == "vllm":
         from rheostat.bench.vllm import bench_vllm
 
