@@ -137,9 +137,7 @@ def fill(workers: int) -> Filled:
     problems = task.problems(Split.TRAIN, workers * _BATCHES)
     strategy = Strategy(temperature=1.0)
     requests = [
-        Request(task.prompt(problem), strategy, sample, 0, _MOST)
-        for problem in problems
-        for sample in range(_SAMPLES)
+        Request(task.prompt(problem), strategy, sample, 0, _MOST) for problem in problems for sample in range(_SAMPLES)
     ]
     busy = _STEP * sum(
         max(length_of(request) for request in requests[first : first + _SAMPLES])

@@ -34,9 +34,9 @@ _MALFORMED = (b'{"model": ', b'{"messages": []}', b'{"model": "x", "prompt": "1"
 
 @dataclass
 class _Load:
-    """What the clients saw."""
+    """What the clients saw; of each first token, when it came and the seconds since it was asked for."""
 
-    first_token_seconds: list[float] = field(default_factory=list)
+    first_token: list[tuple[float, float]] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
@@ -62,13 +62,16 @@ def bench_serve(model: str, seconds: float, console: Console) -> dict[str, Any]:
         process.terminate()
         code = process.wait(60)
     peer = statistics.mean(offline)
-    first = sorted(served["load"].first_token_seconds)
+    first = sorted(seconds for _, seconds in served["load"].first_token)
+    later = sorted(seconds for came, seconds in served["load"].first_token if came > served["warm"])
     outcomes = served["load"].outcomes
     rows = [
         _row("served", served["rate"], "tokens/s"),
         {**_row("offline", peer, "tokens/s"), "low": round(min(offline), 3), "high": round(max(offline), 3)},
         _row("time to first token, p50", first[len(first) // 2], "s"),
         _row("time to first token, p95", first[int(0.95 * len(first))], "s"),
+        _row("time to first token after the warm-up, p50", later[len(later) // 2], "s"),
+        _row("time to first token after the warm-up, p95", later[int(0.95 * len(later))], "s"),
         *(_row(f"requests: {name}", count, "requests") for name, count in sorted(outcomes.items())),
         *(_row(name, value, unit) for name, value, unit in served["left"]),
         _row("exit code after SIGTERM", code, ""),
@@ -126,6 +129,8 @@ async def _load(url: str, pid: int, seconds: float) -> dict[str, Any]:
     await asyncio.sleep(seconds / 10)
     warm, tokens = time.perf_counter(), await asyncio.to_thread(_tokens, url)
     memory = _memory(pid)
+    await asyncio.sleep(max(0.0, start + seconds / 2 - time.perf_counter()))
+    half_memory = _memory(pid)
     await asyncio.sleep(max(0.0, start + seconds - time.perf_counter()))
     rate = (await asyncio.to_thread(_tokens, url) - tokens) / (time.perf_counter() - warm)
     end_memory = _memory(pid)
@@ -137,9 +142,10 @@ async def _load(url: str, pid: int, seconds: float) -> dict[str, Any]:
         ("rows left", health["running"] + health["waiting"], "rows"),
         ("connections left", max(0, files - files_before), "files"),
         ("memory after warm-up", memory, "MiB"),
+        ("memory halfway", half_memory, "MiB"),
         ("memory at the end", end_memory, "MiB"),
     ]
-    return {"rate": rate, "load": load, "left": left}
+    return {"rate": rate, "load": load, "warm": warm, "left": left}
 
 
 async def _client(url: str, model: str, number: int, until: float, load: _Load) -> None:
@@ -174,7 +180,8 @@ async def _ask(url: str, data: bytes, kind: str, drop_after: int, load: _Load) -
                 return "failed (error in the stream)"
             pieces += 1
             if pieces == 1:
-                load.first_token_seconds.append(time.perf_counter() - start)
+                now = time.perf_counter()
+                load.first_token.append((now, now - start))
             if kind == "dropped" and pieces > drop_after:
                 return "dropped by the client"
     finally:

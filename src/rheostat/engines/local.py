@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order
+from rheostat.engines.allocation import keep_freed_memory
 from rheostat.engines.attention import NAME, Prefix, RowCache, pack_linears
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.decode import decode, ending_tokens
@@ -56,6 +57,8 @@ class LocalEngine:
         device: str | None = None,
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cpu":
+            keep_freed_memory()
         dtype = dtype or default_dtype(self.device)
         self.model, self.tokenizer = _load(Path(path), dtype, self.device)
         config = self.model.config.get_text_config()
