@@ -19,6 +19,7 @@ _BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
 _CANDIDATES = 256  # largest logits looked at where top-p or min-p cuts
 _MOST_CANDIDATES = 4096  # and where top-k or top-nσ does: sets that keep more sort the vocabulary, fewer rows at once
 _CHUNK = 64  # rows of the vocabulary held at once: 64 rows of 50,000 float32 are 13 MB
+_EXPONENTIATED = 16  # and in float32 where all tokens are weighed: 16 of 150,000 are 10 MB, which is not given back
 _PAIRS = 1024  # pairs of a row and a truncating set held at once: 1,024 times 272 candidates in float64 are 2 MB
 
 
@@ -84,9 +85,9 @@ def _draw_plain(
     """Temperature only: find the block by its sum, then the token inside the block."""
     del order  # nothing to order
     token_S = torch.empty_like(pair_S)
-    for first in range(0, len(row_D), _CHUNK):  # a row may have more temperatures than one
-        inside_S = (pair_S >= first) & (pair_S < first + _CHUNK)
-        part = slice(first, first + _CHUNK)
+    for first in range(0, len(row_D), _EXPONENTIATED):  # a row may have more temperatures than one
+        inside_S = (pair_S >= first) & (pair_S < first + _EXPONENTIATED)
+        part = slice(first, first + _EXPONENTIATED)
         temperature_D = parameters.temperature_K[part]
         token_S[inside_S] = _draw_at(
             logits_BV[row_D[part]], temperature_D, pair_S[inside_S] - first, uniform_S[inside_S]
@@ -98,8 +99,12 @@ def _draw_at(logits_DV: Tensor, temperature_D: Tensor, pair_S: Tensor, uniform_S
     # The maximum goes first and T stays a float32 above zero, so that the smallest T cannot give inf - inf or 0 / 0.
     logits_DV = logits_DV.float()
     temperature_D = temperature_D.float().clamp(min=torch.finfo(torch.float32).tiny)
-    weight_DV = ((logits_DV - logits_DV.amax(-1, keepdim=True)) / temperature_D[:, None]).exp()
-    weight_DV = torch.nn.functional.pad(weight_DV, (0, -weight_DV.shape[1] % _BLOCK))
+    rows, vocabulary = logits_DV.shape
+    weight_DV = logits_DV.new_empty(rows, vocabulary + -vocabulary % _BLOCK)
+    weight_DV[:, vocabulary:] = 0
+    scaled_DV = weight_DV[:, :vocabulary]  # in place: fresh memory for every step would cost more than the arithmetic
+    torch.sub(logits_DV, logits_DV.amax(-1, keepdim=True), out=scaled_DV)
+    scaled_DV.div_(temperature_D[:, None]).exp_()
     weight_DNK = weight_DV.view(len(weight_DV), -1, _BLOCK)
     block_DN = weight_DNK.sum(-1).double()
     cdf_DN = block_DN.cumsum(-1)
@@ -126,7 +131,7 @@ def supports(
     # A set with top-k needs little more than k candidates, whatever else cuts.
     most_k = int(parameters.top_k_K.max()) if bool((parameters.top_k_K > 0).all()) else _CANDIDATES
     needed = min(vocabulary, most_k + 16, _MOST_CANDIDATES)
-    index_RK = logits_RV.topk(needed, dim=-1).indices
+    index_RK = logits_RV.topk(needed, dim=-1, sorted=False).indices
     # Ties in the order of `sort_descending`: sort by index, then stably by value.
     index_RK = index_RK.sort(dim=-1).values
     top_RK, position_RK = sort_descending(logits_RV.gather(1, index_RK).double())
