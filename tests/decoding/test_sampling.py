@@ -157,6 +157,25 @@ def test_top_k_beyond_the_candidates(
     assert fallbacks.sorted > 0
 
 
+@pytest.mark.parametrize("size", [200, 700, 5_000, 9_999, 49_152])
+@pytest.mark.parametrize("kind", ["usual", "ties", "equal", "mostly impossible", "rising"])
+def test_the_largest_logits_are_found(size: int, kind: str) -> None:
+    logits_RV = torch.stack([some_logits(size, 3.0, seed, rounded=kind == "ties") for seed in range(7)])
+    if kind == "ties":
+        logits_RV = logits_RV.round()
+    elif kind == "equal":
+        logits_RV = torch.zeros_like(logits_RV)
+    elif kind == "mostly impossible":
+        logits_RV[:, 20:] = -torch.inf
+    elif kind == "rising":  # the largest stand side by side, at the end
+        logits_RV = logits_RV.sort(-1).values
+    for count in (1, 17, 200):
+        index_RK = sampling._largest(logits_RV, count)
+        assert all(len(set(row)) == count for row in index_RK.tolist())
+        found_RK = logits_RV.gather(1, index_RK).sort(-1, descending=True).values
+        assert torch.equal(found_RK, logits_RV.topk(count).values)
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-40, 1e-300])
 def test_small_temperatures_draw_the_argmax(temperature: float) -> None:
     logits_BV = some_logits(300, 3.0, 1, rounded=False)[None]
