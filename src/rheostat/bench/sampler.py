@@ -53,8 +53,8 @@ def bench_sampler(repeats: int, console: Console) -> dict[str, Any]:
                     "sorting": lambda b=logits_BV, p=own: sorting_draw(b, p),  # type: ignore[misc]
                 }
                 seconds: dict[str, list[float]] = {side: [] for side in sides}
-                for side in sides.values():
-                    side()
+                for run in sides.values():
+                    run()
                 for _ in range(repeats):
                     for side, run in sides.items():
                         start = time.perf_counter()

@@ -164,7 +164,7 @@ def _largest(logits_RV: Tensor, count: int) -> Tensor:
     if 2 * count > columns:
         return logits_RV.topk(count, dim=-1, sorted=False).indices
     device, end = logits_RV.device, columns * _LINES
-    peak_RC = logits_RV[:, :end].unflatten(1, (_LINES, columns)).amax(1)
+    peak_RC = logits_RV[:, :end].view(-1, _LINES, columns).amax(1)
     column_RK = peak_RC.topk(count, dim=-1, sorted=False).indices
     index_RN = (column_RK[:, None] + columns * torch.arange(_LINES, device=device)[:, None]).flatten(1)
     rest_RN = torch.arange(end, vocabulary, device=device).expand(len(logits_RV), -1)
