@@ -52,6 +52,11 @@ class TrainToken(TokenRunConfig):
     An interrupted run continues when it is started again."""
 
     out: Path = Field(Path("runs/token"), description="folder for rollouts, checkpoint, metrics.jsonl and adapter")
+    workers: int = Field(1, ge=1, description="engines that sample at the same time, on Ray (an extra: rheostat[ray])")
+    trainers: int = Field(1, ge=1, description="processes that share each update, on Ray; 1: this one alone")
+    address: str | None = Field(
+        None, description="Ray cluster to work on: auto, or ray://HOST:PORT (default: one here)"
+    )
     dry_run: Flag = Field(False, description="print what would be sampled, and what it takes at most, and stop")
     json_output: Annotated[Flag, tyro.conf.arg(name="json")] = Field(False, description="print the result as JSON")
 
@@ -143,7 +148,7 @@ class Serve(BaseModel):
     adapter: tuple[str, ...] = Field(
         (), description="adapter folders or Hub ids, each served as MODEL:NAME; NAME=DIR names one yourself"
     )
-    engine: EngineName = Field("local", description="local; with vllm, its own server serves adapters (docs/vllm.md)")
+    engine: EngineName = Field("local", description="what runs the model: local, or vllm (an extra: rheostat[vllm])")
     host: str = Field("127.0.0.1", description="address to listen on; others can reach any but this machine's own")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_key: str | None = Field(
@@ -175,12 +180,14 @@ class Bench(Arguments):
     """Measure: the speed of the engine, the server or many workers, the variance of the token gradient, the choice of
     actions, or the report."""
 
-    name: tyro.conf.Positional[Literal["engine", "estimator", "select", "report", "scale", "serve", "vllm"]] = Field(
+    name: tyro.conf.Positional[
+        Literal["engine", "estimator", "select", "report", "sampler", "scale", "serve", "vllm"]
+    ] = Field(
         "engine",
         description="engine: tokens per second beside transformers'; estimator: variances of the gradient; "
         "select: seconds and memory of the choice of an action space; report: those of a report on 100,000 rollouts; "
-        "scale: what up to 32 workers on Ray are kept busy; serve: 64 clients of a server beside the offline engine; "
-        "vllm: tokens per second adapted and not",
+        "sampler: milliseconds of a draw beside one that sorts; scale: what up to 32 workers on Ray are kept busy; "
+        "serve: 64 clients of a server beside the offline engine; vllm: tokens per second adapted and not",
     )
     model: str = Field("smollm2", description="model to measure with (engine, estimator, serve, vllm)")
     repeats: int = Field(5, ge=1, description="estimator: times 24 prompts; others: repetitions")

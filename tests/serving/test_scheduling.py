@@ -11,9 +11,14 @@ import openai
 import pytest
 
 from conftest import Running, Serve, SlowFake  # type: ignore[import-not-found]
-from rheostat.engines.continuous import ContinuousBatch, Job
+from rheostat.decoding.strategy import Strategy
+from rheostat.engines.base import Request
+from rheostat.engines.continuous import ContinuousBatch
+from rheostat.engines.fake import FakeEngine
+from rheostat.engines.jobs import Failed, Job, PromptState, Written
 from rheostat.errors import AdapterError
 from rheostat.serving.server import limits
+from rheostat.types import Prompt
 
 
 def stream_of(running: Running, tokens: int = 4000, **fields: object) -> httpx2.Response:
@@ -134,6 +139,27 @@ def test_a_failing_adapter_fails_its_own_request(server: Running, monkeypatch: p
     assert response.json()["error"]["code"] == "adapter_failed"
     assert "secret" not in response.text
     assert server.complete().status_code == 200
+
+
+def test_a_failing_choice_leaves_its_neighbours_their_own_tokens() -> None:
+    """All join in one pass; those behind the failed job move into its rows."""
+    engine = FakeEngine()
+
+    def refuse(state: PromptState) -> Strategy:
+        raise AdapterError("damaged")
+
+    texts = ("1", "22", "333", "4444")
+    jobs = [Job(Prompt(text, text), engine.encode(text), 1, 0, 8, strategy=Strategy()) for text in texts]
+    jobs[0].strategy, jobs[0].choose = None, refuse
+    batch, done = ContinuousBatch(engine, 8), {}
+    for job in jobs:
+        batch.add(job)
+    failed = [event for event in batch.step() if isinstance(event, Failed)]
+    assert [event.job for event in failed] == jobs[:1]
+    while batch.running:
+        done |= {event.job: event.completion for event in batch.step() if isinstance(event, Written)}
+    wanted = engine.generate([Request(job.prompt, Strategy(), 0, 0, 8) for job in jobs[1:]])
+    assert [done[job] for job in jobs[1:]] == wanted
 
 
 def test_draining_finishes_what_runs_and_takes_nothing_new(serve: Serve) -> None:

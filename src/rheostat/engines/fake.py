@@ -20,7 +20,7 @@ from rheostat.decoding.policy import SamplingParameters, StepObserver, TokenPoli
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
-from rheostat.engines.continuous import Fed
+from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.errors import ConfigError, ModelError
 from rheostat.seeding import Purpose, derive_seed, uniforms
@@ -119,8 +119,12 @@ class FakeEngine:
         """See :meth:`rheostat.engines.continuous.SlotEngine.open_slots`."""
         return FakeSlots(self)
 
+    def open_batch(self, rows: int) -> ContinuousBatch:
+        """See :meth:`rheostat.engines.jobs.ServedEngine.open_batch`."""
+        return ContinuousBatch(self, rows)
+
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """See :meth:`rheostat.engines.continuous.SlotEngine.encode`; a character c is −1 − ord(c)."""
+        """See :meth:`rheostat.engines.jobs.ServedEngine.encode`; a character c is −1 − ord(c)."""
         text = prompt if isinstance(prompt, str) else self.vocabulary.decode(prompt)
         return [-1 - ord(character) for character in text]
 

@@ -16,6 +16,7 @@ from rheostat.decoding.strategy import Order
 from rheostat.engines.allocation import keep_freed_memory
 from rheostat.engines.attention import NAME, Prefix, RowCache, pack_linears
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
+from rheostat.engines.continuous import ContinuousBatch
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.slots import LocalSlots, SlotCache
 from rheostat.errors import ModelError
@@ -72,7 +73,8 @@ class LocalEngine:
             device=self.device.type,
             threads=torch.get_num_threads(),
         )
-        self.vocabulary = _TokenizerVocabulary(self.model, self.tokenizer)
+        size: int = self.model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = TokenizerVocabulary(self.tokenizer, _eos_ids(self.model, self.tokenizer), size)
         if self.device.type == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             pack_linears(self.model)
         self._hidden_BLH = torch.empty(0)
@@ -133,8 +135,12 @@ class LocalEngine:
         """See :meth:`rheostat.engines.continuous.SlotEngine.open_slots`."""
         return LocalSlots(self)
 
+    def open_batch(self, rows: int) -> ContinuousBatch:
+        """See :meth:`rheostat.engines.jobs.ServedEngine.open_batch`."""
+        return ContinuousBatch(self, rows)
+
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """See :meth:`rheostat.engines.continuous.SlotEngine.encode`."""
+        """See :meth:`rheostat.engines.jobs.ServedEngine.encode`."""
         return list(self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
 
     @property
@@ -331,19 +337,27 @@ class _LocalRows:
         return self.engine.step(token_B, self.position_B, mask, self.cache)
 
 
-class _TokenizerVocabulary:
-    """Text of tokens, through the model's tokenizer."""
+class TokenizerVocabulary:
+    """Text of tokens, through the model's tokenizer.
 
-    def __init__(self, model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> None:
-        eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
-        eos = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
-        self.eos_ids = frozenset(int(token) for token in eos if token is not None)
-        self.tokenizer = tokenizer
-        size: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    Args:
+        tokenizer: of the model.
+        eos_ids: the tokens that end a completion.
+        size: how many logits the model gives; it may be more than the tokenizer knows.
+    """
+
+    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, eos_ids: frozenset[int], size: int) -> None:
+        self.tokenizer, self.eos_ids = tokenizer, eos_ids
         self.texts: list[str] = tokenizer.batch_decode([[index] for index in range(size)])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def _eos_ids(model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
+    eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    found = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
+    return frozenset(int(token) for token in found if token is not None)
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

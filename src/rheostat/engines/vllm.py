@@ -4,13 +4,13 @@ Requests with a strategy of their own are sampled by vLLM itself, each with a se
 are not the local engine's, their distribution is. Under a token policy, or with an observer, the step is ours: policy
 and draw run on vLLM's rows of logits as they do in our own loop, from the requests' own streams, and vLLM is told the
 token. Then tokens agree with the local engine's up to rounding, and :class:`rheostat.decoding.recording.Recorder`
-records rollouts for training.
+records rollouts for training. A running batch (:mod:`rheostat.engines.vllm_batch`) takes all its steps that way.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +22,19 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from rheostat.decoding.policy import StepObserver, StepState, TokenPolicy
-from rheostat.decoding.sampling import draw
+from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
-from rheostat.engines.local import default_dtype, fingerprint
+from rheostat.engines.local import TokenizerVocabulary, default_dtype, fingerprint
+from rheostat.engines.vllm_batch import VllmBatch
+from rheostat.engines.vllm_calls import Call, Decoding, Embedding, WholePass
 from rheostat.engines.vllm_rows import RowProcessor, quiet
 from rheostat.errors import ConfigError, ModelError
-from rheostat.seeding import Purpose, uniforms
 from rheostat.types import Completion, FinishReason, Prompt
 
-_OURS = "request_of_rheostat"  # in a request's extra_args: its position in the call
+_OURS = "request_of_rheostat"  # in a request's extra_args: its slot
 _LEAST_TEMPERATURE = 0.01  # vLLM raises smaller ones to this
 _BATCH_TOKENS = 8192  # tokens in one pass of the model, or the context if that is longer
-
-
-@dataclass(slots=True)
-class _Decoding:
-    """A call whose steps are ours."""
-
-    policy: TokenPolicy
-    observer: StepObserver | None
-    budget_N: Tensor
-    parallel_N: Tensor
-    streams_N: NDArray[np.uint64]
-
-
-@dataclass(slots=True)
-class _Embedding:
-    """A call that wants hidden states: of the prompts' last tokens, or the mean over all of them."""
-
-    pooling: Pooling
-    lengths: Sequence[int]
-    result_PH: Tensor
 
 
 class VllmEngine:
@@ -80,8 +60,9 @@ class VllmEngine:
 
         device = torch.device(current_platform.device_type)
         dtype = dtype or default_dtype(device)
-        self._call: _Decoding | _Embedding | None = None
-        self._hidden_LH: Tensor | None = None  # of all tokens of a pass, where a mean is wanted
+        self._call: Call | None = None
+        self._whole_pass: WholePass | None = None
+        self._keeps_whole_passes = False
         try:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -124,10 +105,10 @@ class VllmEngine:
         """
         tokens = self._tokenize(prompts, [1] * len(prompts))
         result_PH = torch.empty(len(prompts), self.info.hidden_size)
-        if pooling is Pooling.MEAN and self._hidden_LH is None:
-            self.llm.apply_model(self._keep_all_hidden)
+        if pooling is Pooling.MEAN:
+            self.keep_whole_passes()
         self._run(
-            _Embedding(pooling, [len(ids) for ids in tokens], result_PH),
+            Embedding(self, pooling, [len(ids) for ids in tokens], result_PH),
             tokens,
             [{"max_tokens": 1, "skip_reading_prefix_cache": True} for _ in tokens],
         )
@@ -167,7 +148,7 @@ class VllmEngine:
             fields = [_sampling(r.strategy, r.stream) for r in requests if r.strategy is not None]
             outputs = self._run(None, tokens, [a | b for a, b in zip(limits, fields, strict=True)])
         else:
-            call = _Decoding(
+            call = Decoding(
                 policy or own_strategies(requests, self.info.device),
                 observer,
                 torch.tensor([request.max_tokens for request in requests]),
@@ -195,6 +176,20 @@ class VllmEngine:
         """See :meth:`rheostat.engines.base.Engine.pieces`."""
         return list(self.tokenizer.batch_decode([[token] for token in token_ids]))
 
+    @cached_property
+    def vocabulary(self) -> TokenizerVocabulary:
+        """See :attr:`rheostat.engines.jobs.ServedEngine.vocabulary`."""
+        size = self.llm.llm_engine.model_config.get_vocab_size()
+        return TokenizerVocabulary(self.tokenizer, self._eos_ids, size)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """See :meth:`rheostat.engines.jobs.ServedEngine.encode`."""
+        return list(self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+
+    def open_batch(self, rows: int) -> VllmBatch:
+        """See :meth:`rheostat.engines.jobs.ServedEngine.open_batch`."""
+        return VllmBatch(self, rows)
+
     def _tokenize(self, prompts: Sequence[Prompt], budgets: Sequence[int]) -> list[list[int]]:
         if not prompts:
             return []
@@ -211,30 +206,50 @@ class VllmEngine:
                 )
         return [ids_of[prompt.text] for prompt in prompts]
 
-    def _run(
-        self, call: "_Decoding | _Embedding | None", tokens: Sequence[list[int]], fields: Sequence[dict[str, Any]]
-    ) -> list[Any]:
+    def _run(self, call: Call | None, tokens: Sequence[list[int]], fields: Sequence[dict[str, Any]]) -> list[Any]:
         """vLLM's outputs, one per request; ``call`` says what happens at every step."""
         from vllm import SamplingParams
 
         if not tokens:
             return []
-        params = []
-        for index, field in enumerate(fields):
-            # what vLLM would draw is unused where the step is ours: greedy is its cheapest
-            ours = {} if call is None else {"temperature": 0.0, "extra_args": {_OURS: index}}
-            params.append(SamplingParams(**({"detokenize": False} | field | ours)))
+        if call is None:
+            params = [SamplingParams(**({"detokenize": False} | field)) for field in fields]
+        else:
+            params = [sampled_here(index, **field) for index, field in enumerate(fields)]
         self._call = call
         try:
             outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in tokens], params, use_tqdm=False)
         except BaseException:
-            self._forget()
+            self.forget_requests()
             raise
         finally:
             self._call = None
         return [output.outputs[0] for output in outputs]
 
-    def _forget(self) -> None:
+    def add_request(self, token_ids: Sequence[int], slot: int, max_tokens: int, reads_all: bool = False) -> str:
+        """Queue a request whose tokens are drawn here; returns vLLM's name for it.
+
+        With ``reads_all`` the whole prompt runs through the model, though vLLM knew its beginning.
+        """
+        # who ends a row is told at once: vLLM looks at the length only
+        params = sampled_here(slot, max_tokens=max_tokens, ignore_eos=True, skip_reading_prefix_cache=reads_all)
+        prompt = {"type": "token", "prompt_token_ids": list(token_ids)}
+        return str(self.llm.llm_engine.add_request(str(slot), prompt, params))
+
+    def abort_requests(self, names: Sequence[str]) -> None:
+        """Take requests out of vLLM, those that it has finished included."""
+        if names:
+            self.llm.llm_engine.abort_request(list(names), internal=True)
+
+    def run_pass(self, call: Call) -> None:
+        """One pass of the model over the requests that vLLM holds, all of them ``call``'s."""
+        self._call, self._whole_pass = call, None
+        try:
+            self.llm.llm_engine.step()
+        finally:
+            self._call = None
+
+    def forget_requests(self) -> None:
         """Take what an interrupted call left behind out of vLLM, so that the next call finds it empty."""
         engine = self.llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
@@ -246,12 +261,24 @@ class VllmEngine:
         reason = FinishReason.STOP if output.finish_reason == "stop" else FinishReason.LENGTH
         return Completion(text[: min(cuts, default=len(text))], tuple(output.token_ids), reason)
 
-    def _keep_all_hidden(self, model: torch.nn.Module) -> None:
-        def keep(_module: object, _args: object, output: Tensor) -> None:
-            if isinstance(self._call, _Embedding):
-                self._hidden_LH = output
+    @property
+    def whole_pass(self) -> WholePass:
+        """The last pass, where :meth:`keep_whole_passes` came before it."""
+        assert self._whole_pass is not None
+        return self._whole_pass
 
-        model.register_forward_hook(keep)
+    def keep_whole_passes(self) -> None:
+        """From now on every pass of the model leaves its :class:`WholePass`."""
+        if not self._keeps_whole_passes:
+            self._keeps_whole_passes = True
+            self.llm.apply_model(self._watch)
+
+    def _watch(self, model: torch.nn.Module) -> None:
+        def keep(_module: object, _args: object, fields: Mapping[str, Any], output: Tensor) -> None:
+            if self._call is not None:
+                self._whole_pass = WholePass(output, fields["positions"])
+
+        model.register_forward_hook(keep, with_kwargs=True)
 
     def step(
         self,
@@ -262,53 +289,15 @@ class VllmEngine:
         t_S: NDArray[np.int64],
     ) -> None:
         """One pass of the model: see :meth:`rheostat.engines.vllm_rows.RowProcessor.step`."""
-        if isinstance(self._call, _Embedding):
-            self._embed(self._call, hidden_BH, row_S, slot_S)
-        elif self._call is not None:
-            token_S = self._draw(self._call, logits_BV, hidden_BH, row_S, slot_S, t_S)
+        if self._call is None:
+            return
+        # vLLM runs in inference mode; what an observer keeps is trained on later, which such tensors refuse
+        with torch.inference_mode(False), torch.no_grad():
+            token_S = self._call.sample(logits_BV, hidden_BH, row_S, slot_S, t_S)
+        if token_S is not None:
             rows = torch.from_numpy(row_S).to(logits_BV.device)
             logits_BV.index_fill_(0, rows, -torch.inf)
             logits_BV[rows, token_S] = 0
-
-    def _draw(
-        self,
-        call: _Decoding,
-        logits_BV: Tensor,
-        hidden_BH: Tensor,
-        row_S: NDArray[np.int64],
-        slot_S: NDArray[np.int64],
-        t_S: NDArray[np.int64],
-    ) -> Tensor:
-        device = logits_BV.device
-        request_S = torch.from_numpy(slot_S)
-        streams_S = call.streams_N[slot_S]
-        # vLLM runs in inference mode; what an observer keeps is trained on later, which such tensors refuse
-        with torch.inference_mode(False), torch.no_grad():
-            state = StepState(
-                hidden_BH,
-                logits_BV,
-                torch.from_numpy(row_S).to(device),
-                request_S.to(device),
-                torch.from_numpy(t_S).to(device),
-                call.budget_N[request_S].to(device),
-                call.parallel_N[request_S].to(device),
-                streams_S,
-            )
-            uniform_S = torch.from_numpy(uniforms(streams_S, t_S, Purpose.TOKEN)).to(device)
-            decision = call.policy.decide(state)
-            token_S = draw(logits_BV, state.row_S, decision, uniform_S, Order.VLLM)
-            if call.observer is not None:
-                call.observer.observe(state, decision, token_S)
-        return token_S
-
-    def _embed(self, call: _Embedding, hidden_BH: Tensor, row_S: NDArray[np.int64], slot_S: NDArray[np.int64]) -> None:
-        if call.pooling is Pooling.LAST:
-            call.result_PH[slot_S] = hidden_BH[row_S].float().cpu()
-            return
-        assert self._hidden_LH is not None, "the hook is registered before the call"
-        lengths = [call.lengths[slot] for slot in slot_S]  # the prompts lie one after the other in the rows' order
-        parts = torch.split(self._hidden_LH[: sum(lengths)].float(), lengths)
-        call.result_PH[slot_S] = torch.stack([part.mean(0) for part in parts]).cpu()
 
 
 def _processor_of(engine: VllmEngine) -> type[RowProcessor]:
@@ -322,6 +311,15 @@ def _processor_of(engine: VllmEngine) -> type[RowProcessor]:
             engine.step(*args)
 
     return EngineRows
+
+
+def sampled_here(slot: int, **fields: Any) -> Any:
+    """SamplingParams of a request whose tokens we draw."""
+    from vllm import SamplingParams
+
+    # what vLLM would draw is unused: greedy is its cheapest
+    ours = {"temperature": 0.0, "extra_args": {_OURS: slot}}
+    return SamplingParams(**({"detokenize": False} | fields | ours))
 
 
 def _sampling(strategy: Strategy, stream: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rheostat.engines.continuous import Job, LogProbabilities, SlotEngine, TokenDetails, Written
 from rheostat.engines.decode import Vocabulary
+from rheostat.engines.jobs import Job, LogProbabilities, ServedEngine, TokenDetails, Written
 from rheostat.serving.server.errors import ApiError
 from rheostat.serving.server.models import ServedModel
 from rheostat.serving.server.scheduler import Ticket
@@ -64,7 +64,7 @@ class Asked:
     """A request on its way: its jobs, and what its answer says about them."""
 
     model: ServedModel
-    engine: SlotEngine
+    engine: ServedEngine
     jobs: Sequence[Job]
     probabilities: Sequence[dict[str, float]]  # of each job
     mode: Mode

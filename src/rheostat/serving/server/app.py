@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from rheostat.decoding.strategy import Strategy
-from rheostat.engines.continuous import Job, SlotEngine
+from rheostat.engines.jobs import Job, ServedEngine
 from rheostat.errors import ModelError
 from rheostat.seeding import derive_seed
 from rheostat.serving.server import errors, limits
@@ -49,7 +49,7 @@ class Server:
         self, models: Models, key: str | None = None, rows: int = limits.ROWS, waiting: int = limits.WAITING
     ) -> None:
         self.models = models
-        self.engine: SlotEngine = models.engine
+        self.engine: ServedEngine = models.engine
         self.metrics = Metrics()
         self.scheduler = Scheduler(self.engine, self.metrics, rows, waiting)
         self.playground = Playground()

@@ -16,8 +16,8 @@ from rheostat.decoding.policy import TokenPolicy
 from rheostat.decoding.recording import row_statistics
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines import models
-from rheostat.engines.continuous import Job, PromptState, SlotEngine
 from rheostat.engines.fake import FakeEngine
+from rheostat.engines.jobs import Job, PromptState, ServedEngine
 from rheostat.engines.local import LocalEngine
 from rheostat.errors import ConfigError
 from rheostat.serving.server.schemas import Mode, ModelCard, ModelInfo
@@ -26,17 +26,17 @@ from rheostat.serving.server.schemas import Mode, ModelCard, ModelInfo
 _FAKE_CHAT = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}assistant:"
 
 
-def open_engine(model: str, engine: str = "local") -> SlotEngine:
+def open_engine(model: str, engine: Literal["local", "vllm"] = "local") -> ServedEngine:
     """The engine of a model name, folder or Hub id; ``fake`` needs no weights.
 
     Raises:
         ModelError: no such model.
-        ConfigError: an engine whose rows cannot join and leave.
+        ConfigError: vLLM is wanted, and not installed or of an unsupported version.
     """
-    if engine != "local":
-        raise ConfigError(
-            f"serve --engine {engine}: not supported: serve the adapter with vLLM's own server, as docs/vllm.md says"
-        )
+    if engine == "vllm":
+        from rheostat.engines.vllm import VllmEngine
+
+        return VllmEngine(models.locate(model), name=model)
     if model == "fake":
         return FakeEngine(chat_template=_FAKE_CHAT)
     return LocalEngine(models.locate(model), name=model)
@@ -78,7 +78,7 @@ class ServedModel:
             job.order = Order.VLLM if isinstance(self.adapter, AutoDeco) else self.adapter.space.order
         return probabilities
 
-    def card(self, engine: SlotEngine, created: int) -> ModelCard:
+    def card(self, engine: ServedEngine, created: int) -> ModelCard:
         config = None if self.adapter is None else self.adapter.config
         info = ModelInfo(
             adapter=self.name,
@@ -116,7 +116,7 @@ class Models:
         ConfigError: two adapters of one name.
     """
 
-    def __init__(self, engine: SlotEngine, adapters: Sequence[str] = ()) -> None:
+    def __init__(self, engine: ServedEngine, adapters: Sequence[str] = ()) -> None:
         self.engine = engine
         self.created = int(time.time())
         given = engine.info.model
@@ -145,7 +145,7 @@ def _name(named: str) -> tuple[str, str]:
     return (path.parent.name if path.name == "adapter" and path.parent.name else path.name), named
 
 
-def _load(engine: SlotEngine, model_id: str, name: str, folder: str) -> ServedModel:
+def _load(engine: ServedEngine, model_id: str, name: str, folder: str) -> ServedModel:
     info = engine.info
     base = BaseModel(info.model, None, info.hidden_size, info.fingerprint)
     adapter = load_adapter(folder, base=base).adapter

@@ -8,7 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from rheostat.engines.continuous import ContinuousBatch, Failed, Job, SlotEngine, Written
+from rheostat.engines.jobs import Failed, Job, ServedEngine, Written
 from rheostat.errors import RheostatError
 from rheostat.serving.server import limits
 from rheostat.serving.server.errors import ApiError, internal
@@ -68,7 +68,7 @@ def _api_error(error: Exception) -> ApiError:
 
 
 class Scheduler:
-    """Runs a :class:`ContinuousBatch` in a thread of its own.
+    """Runs a batch of the engine's (:class:`rheostat.engines.jobs.Batch`) in a thread of its own.
 
     Args:
         engine: used by this thread only, but for tokenising.
@@ -78,10 +78,10 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: SlotEngine, metrics: Metrics, rows: int = limits.ROWS, waiting: int = limits.WAITING
+        self, engine: ServedEngine, metrics: Metrics, rows: int = limits.ROWS, waiting: int = limits.WAITING
     ) -> None:
         self.metrics = metrics
-        self._batch = ContinuousBatch(engine, rows)
+        self._batch = engine.open_batch(rows)
         self._most_waiting = waiting
         self._wake = threading.Condition()
         self._arrived: deque[Ticket] = deque()
