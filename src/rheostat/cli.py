@@ -55,15 +55,17 @@ from rheostat.errors import ConfigError, RheostatError
 if TYPE_CHECKING:
     from rheostat.adapters.files import LoadedAdapter
     from rheostat.engines.base import Engine
+    from rheostat.training.update import Updater
     from rheostat.verbs.judge import Rivals
 
 Config = TypeVar("Config", bound=BaseModel)
 
 
 @contextlib.contextmanager
-def _engines(arguments: TrainSequence | Evaluate | Select) -> Iterator["Engine | None"]:
+def _engines(arguments: TrainSequence | TrainToken | Evaluate | Select) -> Iterator["Engine | None"]:
     """As many engines as were asked for, as one; None where the command opens its own."""
-    if arguments.workers == 1 and arguments.address is None:
+    trainers = arguments.trainers if isinstance(arguments, TrainToken) else 1
+    if arguments.workers == trainers == 1 and arguments.address is None:
         yield None
         return
     from rheostat.adapters.files import load_adapter
@@ -75,8 +77,17 @@ def _engines(arguments: TrainSequence | Evaluate | Select) -> Iterator["Engine |
         task = _task_of([load_adapter(name) for name in arguments.adapter])
     choice = arguments.model_copy(update={"task": task}).task_choice(arguments.seed)
     opened = partial(open_engine, arguments.model, arguments.engine)
-    with RayEngine(opened, choice, arguments.workers, arguments.address) as engine:
+    with RayEngine(opened, choice, arguments.workers, arguments.address, trainers) as engine:
         yield engine
+
+
+def _trainers(arguments: TrainToken) -> contextlib.AbstractContextManager["Updater | None"]:
+    """Who shares updates, beside the engines; None where the command makes them itself."""
+    if arguments.trainers == 1:
+        return contextlib.nullcontext()
+    from rheostat.training.distributed import Trainers
+
+    return Trainers(arguments.trainers)
 
 
 def _part(model: type[Config], arguments: BaseModel) -> Config:
@@ -108,7 +119,8 @@ def _train_sequence(arguments: TrainSequence, console: Console) -> object:
 def _train_token(arguments: TrainToken, console: Console) -> object:
     from rheostat.verbs.token import train_token_level
 
-    summary = train_token_level(_part(TokenRunConfig, arguments), arguments.out, console)
+    with _engines(arguments) as engine, _trainers(arguments) as updater:
+        summary = train_token_level(_part(TokenRunConfig, arguments), arguments.out, console, engine, updater)
     console.say(
         f"validation reward {summary['validation_reward']:.3f} (batch {summary['kept_step']}), at the start "
         f"{summary['validation_reward_of_the_uniform_policy']:.3f}; adapter in {summary['adapter']}"
@@ -129,6 +141,7 @@ def _train_autodeco(arguments: TrainAutoDeco, console: Console) -> object:
 
 def _evaluate(arguments: Evaluate, console: Console) -> object:
     from rheostat.adapters.files import load_adapter
+    from rheostat.rollouts.collect import policy_device
     from rheostat.verbs.judge import evaluate
     from rheostat.verbs.run import base_of, open_engine
 
@@ -137,7 +150,7 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
     with _engines(arguments) as engines:
         engine = engines or open_engine(arguments.model, arguments.engine)
         loaded = {name: load_adapter(name, base=base_of(engine.info)) for name in arguments.adapter}
-        config, rivals = _judged(arguments, loaded, engine.info.device)
+        config, rivals = _judged(arguments, loaded, policy_device(engine))
         results = evaluate(config, arguments.out, console, rivals, engine)
     _show(results, arguments.out, console)
     return results
@@ -355,6 +368,10 @@ def _bench(arguments: Bench, console: Console) -> object:
         from rheostat.bench.serve import bench_serve
 
         result = bench_serve(arguments.model, arguments.seconds, console)
+    elif arguments.name == "sampler":
+        from rheostat.bench.sampler import bench_sampler
+
+        result = bench_sampler(arguments.repeats, console)
     elif arguments.name == "scale":
         from rheostat.bench.scale import bench_scale
 

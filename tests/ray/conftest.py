@@ -1,12 +1,15 @@
 """Everything here runs a real Ray on this machine; skipped where it is not installed."""
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+TINY = HERE.parent / "training"  # where the tiny world is
+sys.path.insert(0, str(TINY))
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -20,4 +23,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _workers_find_what_stands_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{TINY}")

@@ -93,8 +93,8 @@ def test_two_workers_write_what_one_process_writes(opened: Open, tmp_path: Path)
 def test_a_worker_that_ends_is_replaced_and_nothing_is_lost(
     end: str, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "_SILENCE", 3.0)
-    monkeypatch.setattr(distributed, "_HEARTBEAT", 0.5)
+    monkeypatch.setattr(distributed.workers, "_SILENCE", 3.0)
+    monkeypatch.setattr(distributed.workers, "_HEARTBEAT", 0.5)
     engine = opened(partial(crew.Unlucky, tmp_path, end))
     assert collected(engine, tmp_path / "store") == collected(FakeEngine(), tmp_path / "one")
     calls = len(list(tmp_path.glob("call-*")))
@@ -170,6 +170,6 @@ def test_a_cluster_that_is_too_small_says_what_it_has(tmp_path: Path) -> None:
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "ray", None)
+    monkeypatch.setattr(distributed.cluster, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'rheostat\[ray\]'"):
         distributed.RayEngine(FakeEngine, GCD, 2)

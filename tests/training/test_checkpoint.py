@@ -52,8 +52,8 @@ def test_another_run_is_refused(path: Path) -> None:
 
 
 def test_another_version_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
-    with pytest.raises(StoreError, match=r"format version 1, this Rheostat reads 2; delete it"):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 3)
+    with pytest.raises(StoreError, match=r"format version 2, this Rheostat reads 3; delete it"):
         load_checkpoint(path, "a run")
 
 

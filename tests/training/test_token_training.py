@@ -12,26 +12,39 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny import (
+    CONFIG,
+    NEVER,
+    QUICK,
+    SPACE,
+    CountingEngine,
+    TinyTask,
+    adapter_for,
+    problems,
+    run_of,
+    same_weights,
+    tiny_engine,
+    tiny_features,
+    without_rates,
+)
 from torch import Tensor
 
 from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenConfig
-from rheostat.decoding.policy import Decision, SamplingParameters, StepObserver, StepState, TokenPolicy
+from rheostat.decoding.policy import Decision, SamplingParameters, StepState
 from rheostat.decoding.recording import Recorder, Steps
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines.base import Request
 from rheostat.engines.fake import EOS, FakeEngine
 from rheostat.errors import RheostatError, StoreError
-from rheostat.tasks.base import Split
 from rheostat.training import token as training
+from rheostat.training import update as updates
 from rheostat.training.groups import collect_groups
 from rheostat.training.objectives import pass_at_k_advantage
 from rheostat.training.surrogate import inputs_of, surrogate_loss
-from rheostat.training.token import TokenHistory, TokenTraining, describe, informative_prompts, train_token
+from rheostat.training.token import TokenHistory, describe, informative_prompts, train_token
 from rheostat.training.token_config import Objective, TokenEstimator, TokenTrainingConfig
-from rheostat.types import Completion, Problem, Prompt, Verdict
-
-NEVER = -1e4  # a logit
+from rheostat.types import Completion
 
 # --- The gradient, by enumeration of every rollout of (actions, tokens) ---
 
@@ -289,98 +302,7 @@ def test_ratios_are_per_token_and_clipped(estimator: TokenEstimator) -> None:
 
 # --- Training in small worlds ---
 
-SPACE = ActionSpace((Strategy(0), Strategy(4.0)))
 HOT = 1 / (1 + math.exp(1 / 4))  # the chance of the second best of two tokens at T = 4
-
-
-class TinyTask:
-    """An answer is right when it is the problem's; problems named in ``broken`` have no verdict."""
-
-    name = "tiny"
-
-    def __init__(self, max_tokens: int = 2, broken: Sequence[str] = ()) -> None:
-        self.max_tokens, self.broken = max_tokens, set(broken)
-
-    def problems(self, split: Split, count: int, start: int = 0) -> list[Problem]:
-        raise NotImplementedError
-
-    def prompt(self, problem: Problem, epoch: int = 0) -> Prompt:
-        return Prompt(problem.id, problem.question, cot=problem.member == "cot")
-
-    def verify(self, problem: Problem, completion: Completion) -> Verdict:
-        return Verdict(None if problem.id in self.broken else completion.text == problem.answer)
-
-
-def tiny_features(text: str, tokens: tuple[int, ...]) -> list[float]:
-    """One dimension for each kind of prompt and step, one with the sign of the prompt's number."""
-    cell = [0.0] * 4
-    cell[2 * (text[0] == "y") + min(len(tokens), 1)] = 1.0
-    return [*cell, 0.25 * (-1) ** len(text)]
-
-
-def tiny_engine(features: Any = tiny_features) -> FakeEngine:
-    """Two tokens, the first always more likely; <eos> never comes."""
-    return FakeEngine((EOS, "a", "b"), lambda _, __: [NEVER, 1.0, 0.0], features, hidden_size=5)
-
-
-class CountingEngine:
-    """Fails at its ``fails_at``-th call."""
-
-    def __init__(self, fails_at: int | None = None, features: Any = tiny_features) -> None:
-        self.engine, self.fails_at, self.calls = tiny_engine(features), fails_at, 0
-        self.info = self.engine.info
-        self.embed = self.engine.embed
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        policy: TokenPolicy | None = None,
-        order: Order = Order.VLLM,
-        observer: StepObserver | None = None,
-    ) -> list[Completion]:
-        self.calls += 1
-        if self.calls == self.fails_at:
-            raise KeyboardInterrupt
-        return self.engine.generate(requests, policy, order, observer)
-
-
-def problems(count: int, prefix: str = "train", answers: tuple[str, str] = ("ab", "ba")) -> list[Problem]:
-    """Prompts of kind x want greedy first and a hot second token; those of kind y the other way round."""
-    return [
-        Problem(f"{prefix}-{i}", "tiny", "xy"[i % 2], "xy"[i % 2] + "!" * (i // 2 + 1), answers[i % 2])
-        for i in range(count)
-    ]
-
-
-CONFIG = TokenTrainingConfig(
-    objective=Objective.PASS_1, steps=40, prompts=8, group=16, learning_rate=1e-2, width=16, validate_every=20,
-    with_budget=False,
-)  # fmt: skip
-QUICK = CONFIG.model_copy(update={"steps": 6, "validate_every": 2, "prompts": 4, "group": 8, "passes": 2})
-
-
-def adapter_for(config: TokenTrainingConfig, seed: int = 0) -> TokenAdapter:
-    return TokenAdapter(
-        TokenConfig(
-            5, Features(config.features), config.with_budget, config.seen_budgets, config.width, 8, config.dropout
-        ),
-        SPACE,
-        seed,
-    )
-
-
-def run_of(folder: Path, config: TokenTrainingConfig = QUICK, **other: Any) -> TokenTraining:
-    defaults = TokenTraining(tiny_engine(), TinyTask(), problems(16), problems(8, "validation"), config, folder, 0)
-    return replace(defaults, **other)
-
-
-def same_weights(one: TokenAdapter, other: TokenAdapter) -> bool:
-    mine, theirs = one.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def without_rates(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
 
 
 def policy_at(adapter: TokenAdapter, text: str, tokens: tuple[int, ...] = (), parallel: int = 1) -> Tensor:
@@ -633,7 +555,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_the_last_good_batch(
         return loss, sums
 
     (folder := tmp_path / "broken").mkdir()
-    monkeypatch.setattr(training, "surrogate_loss", broken)
+    monkeypatch.setattr(updates, "surrogate_loss", broken)
     with pytest.raises(RheostatError, match=rf"the {damage} became nan at step 4; lower learning_rate"):
         train_token(adapter_for(QUICK), run_of(folder))
     monkeypatch.undo()
@@ -661,9 +583,9 @@ def test_features_that_are_not_finite_end_training(tmp_path: Path) -> None:
 def test_the_size_of_a_chunk_changes_rounding_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = QUICK.model_copy(update={"dropout": 0.0, "steps": 1})
     adapters, lines = [adapter_for(config) for _ in range(2)], []
-    for adapter, chunk in zip(adapters, (training._CHUNK, 7), strict=True):
+    for adapter, chunk in zip(adapters, (updates._CHUNK, 7), strict=True):
         (tmp_path / str(chunk)).mkdir()
-        monkeypatch.setattr(training, "_CHUNK", chunk)
+        monkeypatch.setattr(updates, "_CHUNK", chunk)
         lines.append(train_token(adapter, run_of(tmp_path / str(chunk), config)).lines[1])
     for name in ("loss", "gradient_norm", "entropy", "clipped"):
         assert lines[0][name] == pytest.approx(lines[1][name], rel=1e-4, abs=1e-6), name

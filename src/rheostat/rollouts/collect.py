@@ -10,7 +10,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Protocol, runtime_checkable
 
-from rheostat.decoding.policy import NamedPolicy
+from jaxtyping import Float
+from torch import Tensor
+
+from rheostat.decoding.policy import NamedPolicy, TokenPolicy
+from rheostat.decoding.recording import Recorder, Steps
 from rheostat.decoding.strategy import Order
 from rheostat.engines.base import Engine, EngineInfo, Request
 from rheostat.errors import ConfigError, RheostatError, StoreError
@@ -45,15 +49,47 @@ class Call:
     problems: tuple[Problem, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a call.
+
+    Attributes:
+        steps: the recorded tokens, numbered as the call's requests are; None if nothing was recorded.
+        start_RA: what an adapter that starts from a sequence-level one read of each request: log π of that level.
+    """
+
+    call: Call
+    completions: list[Completion]
+    verdicts: list[Verdict]
+    steps: Steps | None = None
+    start_RA: Float[Tensor, "R A"] | None = None
+
+
 @runtime_checkable
 class Crew(Protocol):
-    """An engine that answers many calls at once, and has them judged."""
+    """An engine that answers many calls at once, and has them judged.
+
+    A policy reaches those who work wherever its own tensors are: give it some on the CPU.
+    """
+
+    @property
+    def workers(self) -> int:
+        """How many calls it works on at a time."""
+        ...
 
     def answer(
-        self, calls: Iterable[Call], order: Order, policy: NamedPolicy | None
-    ) -> Iterator[tuple[Call, list[Completion], list[Verdict]]]:
-        """Completions and verdicts of each call, as they are ready; takes no more calls at a time than it can use."""
+        self, calls: Iterable[Call], order: Order, policy: TokenPolicy | None, recorder: Recorder | None = None
+    ) -> Iterator[Answer]:
+        """What came of each call, as it is ready; takes no more calls at a time than it can use.
+
+        Every call is recorded by a copy of ``recorder``, a new one.
+        """
         ...
+
+
+def policy_device(engine: Engine) -> str:
+    """Where the tensors of a policy for ``engine`` belong."""
+    return "cpu" if isinstance(engine, Crew) else engine.info.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +230,8 @@ def _answered(
             asked[id(call)] = batch
             yield call
 
-    for call, completions, verdicts in engine.answer(calls(), order, policy):
-        yield asked.pop(id(call)), completions, verdicts
+    for answer in engine.answer(calls(), order, policy):
+        yield asked.pop(id(answer.call)), answer.completions, answer.verdicts
 
 
 def compose(items: Sequence[_Item], batch_size: int) -> list[list[_Item]]:

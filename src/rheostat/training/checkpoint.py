@@ -17,7 +17,7 @@ import torch
 from rheostat.errors import StoreError
 from rheostat.files import atomic_write, disk_error
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save_checkpoint(path: Path, identity: str, state: Mapping[str, Any]) -> None:

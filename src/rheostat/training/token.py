@@ -1,36 +1,39 @@
 """Training of token-level adapters: policy gradient on terminal rewards (paper, section 2.3, equation 2)."""
 
+import copy
 import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from rheostat.adapters.features import weights_key
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
-from rheostat.decoding.recording import Recorder, Steps
+from rheostat.decoding.recording import Recorder
 from rheostat.engines.base import Engine
 from rheostat.errors import RheostatError
+from rheostat.rollouts.collect import Crew, policy_device
 from rheostat.seeding import derive_seed
 from rheostat.statistics import pass_at_k
 from rheostat.tasks.base import Task
 from rheostat.training.checkpoint import load_checkpoint, save_checkpoint
 from rheostat.training.groups import Groups, collect_groups
 from rheostat.training.objectives import pass_at_k_advantage
-from rheostat.training.surrogate import inputs_of, surrogate_loss
 from rheostat.training.token_config import TokenTrainingConfig
 from rheostat.training.tracking import Tracker, Tracking
+from rheostat.training.update import Lesson, NotFinite, Rank, Update, Updated, Updater, update, weights_of
 from rheostat.types import Problem
 
-_CHUNK = 16_384  # tokens whose features are held in float32 at once
 _MEMORY = 0.9  # of the running mean square of advantages, per batch
 _PATIENCE = 10  # batches in a row without reward variance
 
@@ -44,6 +47,7 @@ class TokenTraining:
         validation: problems to choose the weights by; never learned from.
         folder: where checkpoint and metrics go.
         seed: every draw is a function of it.
+        updater: makes the updates; None: this process, on the engine's device.
     """
 
     engine: Engine
@@ -54,6 +58,7 @@ class TokenTraining:
     folder: Path
     seed: int
     tracking: tuple[Tracking, ...] = ()
+    updater: Updater | None = None
 
     def identity(self, adapter: TokenAdapter) -> str:
         """Everything that shapes the run; ``steps`` does not, so that a run can be made longer."""
@@ -73,7 +78,10 @@ class TokenTraining:
 
 @dataclass(frozen=True, slots=True)
 class TokenHistory:
-    """One line per batch, and the batch whose weights were kept (0: the policy before training)."""
+    """One line per batch, and the batch whose weights were kept (0: the policy before training).
+
+    ``policy_version`` of a line is the number of the update whose weights sampled its batch.
+    """
 
     lines: list[dict[str, Any]]
     kept_step: int
@@ -111,6 +119,9 @@ def train_token(
 ) -> TokenHistory:
     """Train ``adapter`` in place; it ends with the weights that did best on validation.
 
+    Batch s is sampled from the weights after update max(0, s − 1 − ``staleness``). A crew whose weights may be stale
+    samples the next batch while the update is made; everybody else does one after the other, with the same outcome.
+
     A checkpoint is written after every batch; a run that was interrupted continues from it and ends with the same
     bits on a CPU, because rollouts, prompts and dropout are functions of the seed and the batch's number.
 
@@ -137,47 +148,53 @@ def train_token(
     return TokenHistory(trainer.lines, trainer.kept)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """A batch, the version of the weights that it was drawn from, and how long that took."""
+
+    groups: Groups
+    version: int
+    seconds: float
+
+
 class _Trainer:
     """The loop's state: what a checkpoint holds."""
 
     def __init__(self, adapter: TokenAdapter, run: TokenTraining) -> None:
         self.run, self.config = run, run.config
-        self.adapter = adapter.to(run.engine.info.device)
-        self.policy = AdaptiveDecoding(self.adapter)
-        self.optimizer = torch.optim.Adam(
-            [p for p in self.adapter.parameters() if p.requires_grad], lr=self.config.learning_rate
-        )
+        self.adapter = adapter.to(policy_device(run.engine))
+        self.policy = AdaptiveDecoding(copy.deepcopy(self.adapter).eval())  # of whichever version is sampled from
+        self.optimizer: dict[str, Any] = {}
         self.path = run.folder / "checkpoint.pt"
         self.identity = run.identity(adapter)
         self.lines: list[dict[str, Any]] = []
         self.step = self.kept = self.idle = self.tokens = 0
         self.is_fitted = False
         self.mean_squares: dict[str, float] = {}  # of the advantages at each parallel budget, running
-        self.best = self._weights()
+        self.best = weights_of(self.adapter)
+        self.versions = {0: self.best}  # weights after update 0, 1, …: those that batches to come are drawn from
+        self.ahead: _Sampled | None = None  # the next batch, where it was sampled during an update
         self._load()
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.adapter.state_dict().items()}
 
     def _load(self) -> None:
         state = load_checkpoint(self.path, self.identity)
         if state is None:
             return
-        self.adapter.load_state_dict(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best = state["best"]
+        self.optimizer, self.best = state["optimizer"], state["best"]
         self.lines = json.loads(state["lines"])
         self.mean_squares = json.loads(state["mean_squares"])
         for name in ("step", "kept", "idle", "is_fitted"):
             setattr(self, name, state[name])
+        self.versions = {self.step - age: weights for age, weights in enumerate(reversed(state["versions"]))}
+        self.adapter.load_state_dict(self.versions[self.step])
 
     def _save(self) -> None:
         save_checkpoint(
             self.path,
             self.identity,
             {
-                "adapter": self._weights(),
-                "optimizer": self.optimizer.state_dict(),
+                "versions": [self.versions[version] for version in sorted(self.versions)],
+                "optimizer": self.optimizer,
                 "best": self.best,
                 "lines": json.dumps(self.lines),
                 "mean_squares": json.dumps(self.mean_squares),
@@ -187,35 +204,48 @@ class _Trainer:
 
     def begin(self) -> None:
         """Look at the validation problems before anything was learned."""
-        self.lines.append({"step": 0, "validation": self._validate()})
+        self.lines.append({"step": 0, "policy_version": 0, "validation": self._validate()})
         self._save()
 
     def advance(self) -> None:
         """One batch: rollouts, update, and where due a look at the validation problems."""
         self.step += 1
-        learning_rate = self.config.learning_rate * self.config.decay ** (self.step - 1)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = learning_rate
-        start = time.perf_counter()
-        groups = self._rollouts()
-        seconds = time.perf_counter() - start
+        sampled, self.ahead = self.ahead or self._sample(self.step), None
+        groups = sampled.groups
         self.tokens += groups.tokens
-        line: dict[str, Any] = {"step": self.step} | describe(groups, self.adapter)
-        line["tokens_per_second"] = round(groups.tokens / seconds, 1)
-        line["learning_rate"] = learning_rate
-        line |= self._update(groups)
+        line: dict[str, Any] = {"step": self.step, "policy_version": sampled.version}
+        line |= describe(groups, self.adapter)
+        line["tokens_per_second"] = round(groups.tokens / sampled.seconds, 1)
+        line["learning_rate"] = self._learning_rate
+        line |= self._learn(groups)
+        self.versions[self.step] = weights_of(self.adapter)
+        self.versions = {v: w for v, w in self.versions.items() if v >= self._version(self.step + 1)}
         self.lines.append(line)
         if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
             line["validation"] = self._validate()
             best = max(old["validation"]["reward"] for old in self.lines[:-1] if "validation" in old)
             if line["validation"]["reward"] > best:
-                self.kept, self.best = self.step, self._weights()
+                self.kept, self.best = self.step, self.versions[self.step]
         self._save()
 
-    def _rollouts(self) -> Groups:
+    @property
+    def _learning_rate(self) -> float:
+        return self.config.learning_rate * self.config.decay ** (self.step - 1)
+
+    def _version(self, step: int) -> int:
+        """The update whose weights sample a batch."""
+        return max(0, step - 1 - self.config.staleness)
+
+    def _sample(self, step: int) -> _Sampled:
+        start, version = time.perf_counter(), self._version(step)
+        self.policy.adapter.load_state_dict(self.versions[version])
+        groups = self._rollouts(step)
+        return _Sampled(groups, version, time.perf_counter() - start)
+
+    def _rollouts(self, step: int) -> Groups:
         config, seed = self.config, self.run.seed
-        epoch, problems = self._problems()
-        draw = np.random.default_rng(derive_seed(seed, "budgets", self.step))
+        epoch, problems = self._problems(step)
+        draw = np.random.default_rng(derive_seed(seed, "budgets", step))
         budgets = draw.choice(config.seen_budgets or (1,), size=min(config.prompts, len(self.run.train)))
         return collect_groups(
             self.run.engine,
@@ -225,22 +255,57 @@ class _Trainer:
             self.adapter.space.order,
             torch.from_numpy(budgets),
             config.group,
-            self.step * config.group,
+            step * config.group,
             derive_seed(seed, "training"),
             Recorder(self.adapter.space.order, config.mask_above),
             epoch,
         )
 
-    def _problems(self) -> tuple[int, list[Problem]]:
+    def _problems(self, step: int) -> tuple[int, list[Problem]]:
         """The epoch, and the batch's problems: consecutive ones of a permutation that every epoch draws anew."""
         problems, size = self.run.train, min(self.config.prompts, len(self.run.train))
         batches = len(problems) // size
-        epoch, batch = divmod(self.step - 1, batches)
+        epoch, batch = divmod(step - 1, batches)
         order = np.random.default_rng(derive_seed(self.run.seed, "order", epoch)).permutation(len(problems))
         return epoch, [problems[index] for index in order[batch * size : (batch + 1) * size]]
 
-    def _update(self, groups: Groups) -> dict[str, Any]:
-        """Gradient steps on one batch; returns what the metrics say about them."""
+    def _learn(self, groups: Groups) -> dict[str, Any]:
+        """Update the weights by one batch; returns what the metrics say about it."""
+        lesson = self._lesson(groups)
+        if isinstance(lesson, str):
+            return self._skip(lesson)
+        self.idle = 0
+        seeds = tuple(derive_seed(self.run.seed, "dropout", self.step, n) for n in range(self.config.passes))
+        judged = int((~groups.reward_PG.isnan().any(1)).sum()) * self.config.group
+        tokens = len(lesson.steps)
+        job = Update(self.adapter, self.optimizer, self.config, judged, tokens, self._learning_rate, seeds)
+        try:
+            updated = self._updated(job, lesson)
+        except NotFinite as error:
+            raise RheostatError(
+                f"training: {error} at step {self.step}; lower learning_rate (now {self.config.learning_rate:g}) and "
+                f"start again in another folder; {self.path} holds the state before it"
+            ) from None
+        self.adapter.load_state_dict(updated.weights)
+        self.optimizer = updated.optimizer
+        return updated.metrics
+
+    def _updated(self, job: Update, lesson: Lesson) -> Updated:
+        """The update; meanwhile a crew samples the next batch, if its weights are there."""
+        make = self.run.updater or partial(update, rank=Rank(device=policy_device(self.run.engine)))
+        if not (isinstance(self.run.engine, Crew) and self.config.staleness and self.step < self.config.steps):
+            return make(job, lesson)
+        # It is the update that has a thread of its own: Ctrl-C reaches this one, and sampling takes longer.
+        thread = ThreadPoolExecutor(1)
+        try:
+            made = thread.submit(make, job, lesson)
+            self.ahead = self._sample(self.step + 1)
+            return made.result()
+        finally:
+            thread.shutdown(wait=False)
+
+    def _lesson(self, groups: Groups) -> Lesson | str:
+        """What a batch teaches; or why it teaches nothing."""
         steps = groups.steps
         if steps is not None and not self.is_fitted and self.adapter.standardizer is not None:
             # The first batch is drawn from the uniform policy, whatever the features are.
@@ -251,25 +316,13 @@ class _Trainer:
         if steps is not None:
             steps = steps[judged_P[steps.request_N // self.config.group]]
         if not bool(judged_P.any()):
-            return self._skip("no group has all its verdicts")
+            return "no group has all its verdicts"
         if not bool((advantage_PG != 0).any()):
-            return self._skip("no reward variance")
+            return "no reward variance"
         if steps is None or not len(steps):
-            return self._skip("every token is masked")
-        self.idle = 0
-        advantage_N = self._scaled(advantage_PG, groups.budget_P, judged_P).flatten()[steps.request_N]
-        metrics: dict[str, Any] = {}
-        self.adapter.train()
-        with torch.random.fork_rng(devices=[]):
-            for number in range(self.config.passes):
-                torch.manual_seed(derive_seed(self.run.seed, "dropout", self.step, number) % 2**63)
-                metrics = self._pass(steps, advantage_N, int(judged_P.sum()) * self.config.group)
-        self.adapter.eval()
-        with torch.no_grad():
-            inputs = inputs_of(steps[:_CHUNK], self.adapter.output.weight.device, self.policy.start_RA)
-            log_pi_NA = self.adapter(inputs)
-        self._require_finite("policy", float(log_pi_NA.sum()))
-        return metrics
+            return "every token is masked"
+        scaled_PG = self._scaled(advantage_PG, groups.budget_P, judged_P)
+        return Lesson(steps, scaled_PG.flatten()[steps.request_N], groups.start_RA)
 
     def _scaled(self, advantage_PG: Tensor, budget_P: Tensor, judged_P: Tensor) -> Tensor:
         """Advantages over the running root mean square of their parallel budget.
@@ -299,38 +352,9 @@ class _Trainer:
             )
         return {"skipped": reason}
 
-    def _pass(self, steps: Steps, advantage_N: Tensor, rollouts: int) -> dict[str, Any]:
-        """One gradient step."""
-        self.optimizer.zero_grad()
-        total, sums = 0.0, {"entropy": 0.0, "clipped": 0.0}
-        for index_N in torch.split(torch.arange(len(steps)), _CHUNK):
-            loss, own = surrogate_loss(
-                self.adapter, steps[index_N], advantage_N[index_N], rollouts, self.config, self.policy.start_RA
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-            sums = {name: sums[name] + own[name] for name in sums}
-        norm = float(nn.utils.clip_grad_norm_(self.adapter.parameters(), self.config.max_gradient_norm))
-        self._require_finite("loss", total)
-        self._require_finite("gradient", norm)
-        self.optimizer.step()
-        return {
-            "loss": total,
-            "gradient_norm": norm,
-            "entropy": sums["entropy"] / len(steps),
-            "clipped": sums["clipped"] / len(steps),
-        }
-
-    def _require_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise RheostatError(
-                f"training: the {name} became {value} at step {self.step}; lower learning_rate (now "
-                f"{self.config.learning_rate:g}) and start again in another folder; {self.path} holds the state "
-                "before it"
-            )
-
     def _validate(self) -> dict[str, Any]:
         """Mean unbiased pass@B over validation problems and budgets, from the same streams at every look."""
+        self.policy.adapter.load_state_dict(self.versions[self.step])
         rewards, parts = {}, []
         for budget in self.config.seen_budgets or (1,):
             groups = collect_groups(

@@ -36,6 +36,9 @@ class TokenTrainingConfig(BaseModel):
     steps: int = Field(30, ge=1, description="batches of rollouts")
     prompts: int = Field(24, ge=1, description="prompts in one batch")
     group: int = Field(12, ge=2, description="rollouts G of each prompt, more than the largest parallel budget")
+    staleness: int = Field(
+        0, ge=0, description="updates by which a batch's weights may be behind; from 1 on workers sample during updates"
+    )
     passes: int = Field(4, ge=1, description="gradient steps on each batch")
     clip: float = Field(0.2, gt=0, description="ε of the clipped ratio, per token")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's step size at the start")

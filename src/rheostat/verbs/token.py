@@ -14,9 +14,11 @@ from rheostat.engines.base import Engine
 from rheostat.errors import AdapterError
 from rheostat.files import make_folder
 from rheostat.reports.cards import measured_of
+from rheostat.rollouts.collect import policy_device
 from rheostat.tasks.base import Split
 from rheostat.training.token import TokenHistory, TokenTraining, informative_prompts, train_token
 from rheostat.training.token_config import TokenTrainingConfig
+from rheostat.training.update import Updater
 from rheostat.types import Problem
 from rheostat.verbs.judge import Rivals, judge
 from rheostat.verbs.run import WITH_BUDGET, WITHOUT_BUDGET, Run, base_of, open_run
@@ -35,7 +37,7 @@ def _informative(run: Run) -> list[Problem]:
     config, problems = _config(run), run.splits[Split.TRAIN]
     if config.filter_samples == 0:
         return problems
-    uniform = UniformMixture(config.space, run.engine.info.device)
+    uniform = UniformMixture(config.space, policy_device(run.engine))
     first = run.sample("pass rates of training prompts", problems, uniform, 1, config.filter_samples)
     return informative_prompts(problems, first.pass_at(1), config)
 
@@ -64,7 +66,7 @@ def _untrained(run: Run, sizes: TokenConfig) -> TokenAdapter:
     return TokenAdapter.starting_from(sequence, sizes, config.seed)
 
 
-def train(run: Run, folder: Path) -> Trained:
+def train(run: Run, folder: Path, updater: Updater | None = None) -> Trained:
     """Train one adapter; checkpoint and metrics lie in ``folder``."""
     config = _config(run)
     training = TokenTrainingConfig.model_validate(config.model_dump(include=set(TokenTrainingConfig.model_fields)))
@@ -87,10 +89,11 @@ def train(run: Run, folder: Path) -> Trained:
         make_folder(folder),
         config.seed,
         config.tracking,
+        updater,
     )
     with run.phase("training"), run.console.progress(f"training {_kind(config)}", config.steps, "tokens") as bar:
         history = train_token(adapter, setting, bar)
-    return Trained(adapter.to(run.engine.info.device), history, len(problems))
+    return Trained(adapter, history, len(problems))
 
 
 def save(run: Run, folder: Path, trained: Trained, metrics: Mapping[str, object]) -> None:
@@ -110,11 +113,12 @@ def save(run: Run, folder: Path, trained: Trained, metrics: Mapping[str, object]
 
 
 def train_token_level(
-    config: TokenRunConfig, out: Path, console: Console, engine: Engine | None = None
+    config: TokenRunConfig, out: Path, console: Console, engine: Engine | None = None, updater: Updater | None = None
 ) -> dict[str, object]:
-    """`rheostat train token`: train one adapter into ``out/adapter``."""
+    """`rheostat train token`: train one adapter into ``out/adapter``; ``updater`` makes the updates, by default it
+    does itself."""
     with open_run(config, out, console, engine) as run:
-        trained = train(run, run.out)
+        trained = train(run, run.out, updater)
         save(run, run.out / "adapter", trained, {})
         history = trained.history
         return {

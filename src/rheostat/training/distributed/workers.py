@@ -1,47 +1,42 @@
-"""Rollouts by many engines at once, on Ray; the only file that imports it.
+"""Rollouts by many engines at once.
 
-A :class:`RayEngine` is an engine to everybody else. Behind it stand workers, one engine each, and judges, which verify
-what the workers write. Batches wait in one queue: whoever is free takes the next, so that nobody waits for the slowest.
-A worker that dies or hangs is replaced, and what it had is given out again; only the driver writes to the store, so
-that nothing stands in it twice.
+Batches wait in one queue: whoever is free takes the next, so that nobody waits for the slowest. A worker that dies or
+hangs is replaced, and what it had is given out again; only the driver writes to the store, so that nothing stands in it
+twice.
 """
 
 import contextlib
-import importlib
+import io
 import os
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rheostat.decoding.policy import NamedPolicy, StepObserver, TokenPolicy
+from rheostat.adapters.token import AdaptiveDecoding
+from rheostat.decoding.policy import StepObserver, TokenPolicy
+from rheostat.decoding.recording import Recorder, Steps
 from rheostat.decoding.strategy import Order
 from rheostat.engines.base import Engine, EngineInfo, Pooling, Request
 from rheostat.errors import ConfigError, RheostatError
-from rheostat.rollouts.collect import Call, judge_all
+from rheostat.rollouts.collect import Answer, Call, judge_all
 from rheostat.tasks.choose import TaskChoice, make_task
+from rheostat.training.distributed.cluster import PATIENCE, connect, failed, has_gpus, line, ray
 from rheostat.types import Completion, Problem, Prompt, Verdict
 
-ray: Any = None  # an extra, untyped in parts
-with contextlib.suppress(ImportError):
-    ray = importlib.import_module("ray")
-    importlib.import_module("ray.util.scheduling_strategies")
-
-OLDEST, NEXT = (2, 50), (3, 0)  # versions of Ray
 _AHEAD = 2  # batches that a worker has: one that it runs, one that waits for it
 _HEARTBEAT = 5.0  # seconds between two looks at the workers
 _SILENCE = 120.0  # seconds after which a worker that does not answer counts as hanging
 _LOADING = 900.0  # seconds more, until it has answered for the first time: a model must be loaded
 _LIVES = 3  # workers that a batch may end, before it is the batch's fault
-_PATIENCE = 15.0  # seconds to reach a cluster
 
 OpenEngine = Callable[[], Engine]
 
@@ -66,13 +61,28 @@ class Worker:
         """Answers while another thread generates: its process, and the node that this runs on."""
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
-    def generate(self, requests: Sequence[Request], policy: TokenPolicy | None, order: Order) -> list[Completion]:
-        return self._engine.generate(requests, policy, order)
+    def generate(self, requests: Sequence[Request], policy: bytes | None, order: Order) -> list[Completion]:
+        return self._engine.generate(requests, self._unpacked(policy), order)
+
+    def record(
+        self, requests: Sequence[Request], policy: bytes | None, order: Order, recorder: Recorder
+    ) -> tuple[list[Completion], tuple[Steps | None, Tensor | None]]:
+        """What was written, for a judge, and what was recorded, for the driver alone."""
+        own = self._unpacked(policy)
+        completions = self._engine.generate(requests, own, order, recorder)
+        start_RA = own.start_RA if isinstance(own, AdaptiveDecoding) else None
+        return completions, (recorder.steps(), None if start_RA is None else start_RA.cpu())
 
     def watch(
-        self, requests: Sequence[Request], policy: TokenPolicy | None, order: Order, observer: StepObserver
+        self, requests: Sequence[Request], policy: bytes | None, order: Order, observer: StepObserver
     ) -> tuple[list[Completion], StepObserver]:
-        return self._engine.generate(requests, policy, order, observer), observer
+        return self._engine.generate(requests, self._unpacked(policy), order, observer), observer
+
+    def _unpacked(self, policy: bytes | None) -> TokenPolicy | None:
+        if policy is None:
+            return None
+        own: TokenPolicy = torch.load(io.BytesIO(policy), map_location=self._engine.info.device, weights_only=False)
+        return own
 
     def embed(self, prompts: Sequence[Prompt], pooling: Pooling) -> Tensor:
         return self._engine.embed(prompts, pooling)
@@ -82,6 +92,10 @@ class Worker:
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         return self._engine.pieces(token_ids)
+
+
+if ray is not None:
+    ray.method(concurrency_group="watch")(Worker.alive)
 
 
 class Judge:
@@ -103,6 +117,7 @@ class _Work:
     call: Call
     worker: int = -1
     completions: Any = None
+    recorded: Any = None
     answer: Any = None
     lives: int = _LIVES
 
@@ -124,6 +139,7 @@ class RayEngine:
         open_engine: opens the engine of a worker, there.
         choice: the task that judges make for themselves, there.
         workers: engines, one processor each, and a GPU each where the cluster has any.
+        trainers: that the cluster must have room for beside them (:class:`Trainers`); 1: none.
         address: of a cluster, like ``auto`` or ``ray://host:10001``; None starts one here, which ends with this.
 
     Raises:
@@ -131,11 +147,16 @@ class RayEngine:
         RheostatError: what opening an engine raises there.
     """
 
-    def __init__(self, open_engine: OpenEngine, choice: TaskChoice, workers: int, address: str | None = None) -> None:
-        _connect(address, workers)
-        gpus = ray.cluster_resources().get("GPU", 0) > 0
-        _require_resources(workers, gpus)
-        self._worker_options = {"num_cpus": 1, "num_gpus": int(gpus), "concurrency_groups": {"watch": 1}}
+    def __init__(
+        self,
+        open_engine: OpenEngine,
+        choice: TaskChoice,
+        workers: int,
+        address: str | None = None,
+        trainers: int = 1,
+    ) -> None:
+        connect(address, workers, trainers)
+        self._worker_options = {"num_cpus": 1, "num_gpus": int(has_gpus()), "concurrency_groups": {"watch": 1}}
         self._open_engine, self._choice = open_engine, choice
         self._members = [self._new_member() for _ in range(workers)]
         self._judges = [self._new_judge() for _ in range(max(1, workers // 4))]
@@ -166,6 +187,11 @@ class RayEngine:
 
     def _new_judge(self) -> Any:
         return ray.remote(Judge).options(num_cpus=0).remote(self._choice)
+
+    @property
+    def workers(self) -> int:
+        """See :class:`rheostat.rollouts.collect.Crew`."""
+        return len(self._members)
 
     def close(self) -> None:
         """End the workers, and the cluster if it was started here."""
@@ -201,10 +227,10 @@ class RayEngine:
         """See :meth:`rheostat.engines.base.Engine.generate`; one worker does it. An observer watches there, and
         what it has seen comes back."""
         if observer is not None:
-            completions, watched = self._asked("watch", [(list(requests), policy, order, observer)])[0]
+            completions, watched = self._asked("watch", [(list(requests), _packed(policy), order, observer)])[0]
             vars(observer).update(vars(watched))
             return list(completions)
-        return list(self._asked("generate", [(list(requests), policy, order)])[0])
+        return list(self._asked("generate", [(list(requests), _packed(policy), order)])[0])
 
     def _asked(self, method: str, arguments: Sequence[tuple[object, ...]]) -> list[Any]:
         """What worker i says to ``arguments[i]``; workers that end meanwhile are replaced, and all are asked again."""
@@ -216,30 +242,32 @@ class RayEngine:
                 raise error.cause from None
             except ray.exceptions.RayError as error:
                 if life == _LIVES - 1:
-                    raise RheostatError(f"workers end again and again, the last by: {_line(error)}") from error
+                    raise RheostatError(f"workers end again and again, the last by: {line(error)}") from error
                 for number, reference in enumerate(asked):
-                    if _failed(reference):
+                    if failed(reference):
                         self._renew(number)
         raise AssertionError
 
     def answer(
-        self, calls: Iterable[Call], order: Order, policy: NamedPolicy | None
-    ) -> Iterator[tuple[Call, list[Completion], list[Verdict]]]:
-        """Completions and verdicts of each call, as they are ready: see :class:`rheostat.rollouts.collect.Crew`.
+        self, calls: Iterable[Call], order: Order, policy: TokenPolicy | None, recorder: Recorder | None = None
+    ) -> Iterator[Answer]:
+        """What came of each call, as it is ready: see :class:`rheostat.rollouts.collect.Crew`.
 
         Raises:
             RheostatError: what an engine or a verifier raises; or a call ended several processes.
         """
         waiting, fresh = deque[_Work](), iter(calls)
-        shared = ray.put(policy)
+        shared = ray.put(_packed(policy))
         out: list[_Work] = []
         while True:
-            for number in range(len(self._members)):
-                while sum(work.worker == number for work in out) < _AHEAD:
+            for ahead, number in product(
+                range(_AHEAD), range(len(self._members))
+            ):  # nobody gets two before all have one
+                if sum(work.worker == number for work in out) <= ahead:
                     work = waiting.popleft() if waiting else next((_Work(call) for call in fresh), None)
                     if work is None:
                         break
-                    self._give(work, number, shared, order)
+                    self._give(work, number, shared, order, recorder)
                     out.append(work)
             if not out:
                 return
@@ -256,9 +284,14 @@ class RayEngine:
                     ):
                         raise cause or error from None  # no accident: what an engine or a verifier has to say
                     waiting.extend(self._recover(work, out, error))
-                else:
-                    out.remove(work)
-                    yield work.call, completions, verdicts
+                    continue
+                try:
+                    steps, start_RA = (None, None) if work.recorded is None else ray.get(work.recorded)
+                except ray.exceptions.RayError as error:  # lost with the worker's machine
+                    waiting.extend(self._replace(work, out, error))
+                    continue
+                out.remove(work)
+                yield Answer(work.call, completions, verdicts, steps, start_RA)
             for number in self._silent():
                 held = next((work for work in out if work.worker == number), None)
                 if held is not None:
@@ -266,9 +299,13 @@ class RayEngine:
                 else:
                     self._renew(number)
 
-    def _give(self, work: _Work, number: int, policy: Any, order: Order) -> None:
-        work.worker = number
-        work.completions = self._members[number].actor.generate.remote(list(work.call.requests), policy, order)
+    def _give(self, work: _Work, number: int, policy: Any, order: Order, recorder: Recorder | None) -> None:
+        work.worker, actor, requests = number, self._members[number].actor, list(work.call.requests)
+        if recorder is None:
+            work.completions = actor.generate.remote(requests, policy, order)
+        else:
+            asked = actor.record.options(num_returns=2).remote(requests, policy, order, recorder)
+            work.completions, work.recorded = asked
         self._give_to_judge(work)
 
     def _give_to_judge(self, work: _Work) -> None:
@@ -277,7 +314,7 @@ class RayEngine:
 
     def _recover(self, work: _Work, out: list[_Work], error: Exception) -> list[_Work]:
         """After a process ended: a new one in its place; returns what a worker had, to be given out again."""
-        if _failed(work.completions):
+        if failed(work.completions):
             return self._replace(work, out, error)
         place = work.worker % len(self._judges)
         ray.kill(self._judges[place])
@@ -304,14 +341,14 @@ class RayEngine:
             process, node = member.place
             there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
             kill = ray.remote(num_cpus=0, scheduling_strategy=there, max_retries=0)(_kill)
-            ray.wait([kill.remote(process)], timeout=_PATIENCE)
+            ray.wait([kill.remote(process)], timeout=PATIENCE)
         self._members[number] = self._new_member()
 
     def _count(self, work: _Work, error: Exception) -> None:
         work.lives -= 1
         if work.lives == 0:
             raise RheostatError(
-                f"a batch of {len(work.call.requests)} requests ended {_LIVES} processes, the last by: {_line(error)}; "
+                f"a batch of {len(work.call.requests)} requests ended {_LIVES} processes, the last by: {line(error)}; "
                 "lower max_tokens, or give each worker more memory"
             )
 
@@ -320,7 +357,7 @@ class RayEngine:
         now, silent = time.monotonic(), []
         for number, member in enumerate(self._members):
             if member.question is None:
-                member.question = member.actor.alive.options(concurrency_group="watch").remote()
+                member.question = member.actor.alive.remote()
             with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayError):
                 member.place = ray.get(member.question, timeout=0)
                 member.heard, member.question = now, None
@@ -329,65 +366,15 @@ class RayEngine:
         return silent
 
 
-def _connect(address: str | None, workers: int) -> None:
-    if ray is None:
-        raise ConfigError("--workers needs Ray: pip install 'rheostat[ray]'")
-    found = tuple(int(part) for part in ray.__version__.split(".")[:2])
-    if not OLDEST <= found < NEXT:
-        raise ConfigError(
-            f"--workers: Ray {ray.__version__} is not supported, {OLDEST[0]}.{OLDEST[1]} to below {NEXT[0]} is: "
-            "pip install 'rheostat[ray]'"
-        )
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # what a batch given out again had come to
-    if address is None:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # by default 15, which starves them where anything else runs
-        ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-        return
-    if address != "auto":
-        _require_listener(address)
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"--address {address}: no Ray cluster answers there ({_line(error)})") from error
-
-
-def _require_listener(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--address {address}: give auto, HOST:PORT or ray://HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
-    except OSError as error:
-        raise ConfigError(f"--address {address}: nobody answers there ({error.strerror or error})") from error
-
-
-def _require_resources(workers: int, gpus: bool) -> None:
-    have = ray.cluster_resources()
-    for kind, what in (("GPU", "GPUs"), ("CPU", "processors")) if gpus else (("CPU", "processors"),):
-        if have.get(kind, 0) < workers:
-            ray.shutdown()
-            raise ConfigError(
-                f"--workers {workers}: the cluster has {have.get(kind, 0):g} {what}, and each worker needs one"
-            )
-
-
 def _kill(process: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
 
 
-def _failed(reference: Any) -> bool:
-    """Whether there will be no such object, because who was to make it has ended."""
-    try:
-        ray.get(reference, timeout=0)
-    except ray.exceptions.GetTimeoutError:
-        return False
-    except ray.exceptions.RayError:
-        return True
-    return False
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _packed(policy: TokenPolicy | None) -> bytes | None:
+    """So that its tensors can be unpacked on another device than they are on; classes as Ray packs them."""
+    if policy is None:
+        return None
+    buffer = io.BytesIO()
+    torch.save(policy, buffer, pickle_module=ray.cloudpickle)
+    return buffer.getvalue()
