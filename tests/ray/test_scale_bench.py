@@ -32,7 +32,8 @@ def test_the_engine_is_busy_as_long_as_its_longest_rollout(monkeypatch: pytest.M
 
 
 def test_workers_are_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scale, "_BATCHES", 4)
+    monkeypatch.setattr(scale, "_BATCHES", 6)
+    monkeypatch.setattr(scale, "_MOST", 120)
     found = fill(2)
     assert 0.5 < found.efficiency <= 1
     assert 0 < found.driver < 1

@@ -1,8 +1,8 @@
 """Rollouts by many engines at once.
 
-Batches wait in one queue: whoever is free takes the next, so that nobody waits for the slowest. A worker that dies or
-hangs is replaced, and what it had is given out again; only the driver writes to the store, so that nothing stands in it
-twice.
+Batches wait in one queue: whoever has written one gets the next, so that nobody waits for the slowest. A worker that
+dies or hangs is replaced, and what it had is given out again; only the driver writes to the store, so that nothing
+stands in it twice.
 """
 
 import contextlib
@@ -10,11 +10,10 @@ import io
 import os
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import product
 from typing import Any, Self
 
 import torch
@@ -32,7 +31,7 @@ from rheostat.tasks.choose import TaskChoice, make_task
 from rheostat.training.distributed.cluster import PATIENCE, connect, failed, has_gpus, line, ray
 from rheostat.types import Completion, Problem, Prompt, Verdict
 
-_AHEAD = 2  # batches that a worker has: one that it runs, one that waits for it
+_BEHIND = 2  # batches of a worker that may wait for their judge, before it gets no more
 _HEARTBEAT = 5.0  # seconds between two looks at the workers
 _SILENCE = 120.0  # seconds after which a worker that does not answer counts as hanging
 _LOADING = 900.0  # seconds more, until it has answered for the first time: a model must be loaded
@@ -116,6 +115,8 @@ class _Work:
 
     call: Call
     worker: int = -1
+    actor: Any = None
+    is_written: bool = False
     completions: Any = None
     recorded: Any = None
     answer: Any = None
@@ -124,11 +125,11 @@ class _Work:
 
 @dataclass(eq=False)
 class _Member:
-    """A worker, when it last showed that it lives (in the future while it may be loading), and where it does so."""
+    """A worker, what it was asked to show that it lives, and when; where it does so, once it has said so."""
 
     actor: Any
-    heard: float
     question: Any = None
+    asked: float = 0.0
     place: tuple[int, str] | None = None
 
 
@@ -163,7 +164,7 @@ class RayEngine:
         try:
             found = self._asked("describe", [()] * workers)
             for member in self._members:
-                member.place, member.heard = ray.get(member.actor.alive.remote()), time.monotonic()
+                member.place = ray.get(member.actor.alive.remote())
         except BaseException:
             self.close()
             raise
@@ -182,8 +183,7 @@ class RayEngine:
         self.close()
 
     def _new_member(self) -> _Member:
-        actor = ray.remote(**self._worker_options)(Worker).remote(self._open_engine)
-        return _Member(actor, time.monotonic() + _LOADING)
+        return _Member(ray.remote(**self._worker_options)(Worker).remote(self._open_engine))
 
     def _new_judge(self) -> Any:
         return ray.remote(Judge).options(num_cpus=0).remote(self._choice)
@@ -260,18 +260,18 @@ class RayEngine:
         shared = ray.put(_packed(policy))
         out: list[_Work] = []
         while True:
-            for ahead, number in product(
-                range(_AHEAD), range(len(self._members))
-            ):  # nobody gets two before all have one
-                if sum(work.worker == number for work in out) <= ahead:
-                    work = waiting.popleft() if waiting else next((_Work(call) for call in fresh), None)
-                    if work is None:
-                        break
-                    self._give(work, number, shared, order, recorder)
-                    out.append(work)
+            for number in self._idle(out):
+                work = waiting.popleft() if waiting else next((_Work(call) for call in fresh), None)
+                if work is None:
+                    break
+                self._give(work, number, shared, order, recorder)
+                out.append(work)
             if not out:
                 return
-            ready, _ = ray.wait([work.answer for work in out], num_returns=1, timeout=_HEARTBEAT)
+            awaited = [work.answer if work.is_written else work.completions for work in out]
+            ready, _ = ray.wait(awaited, num_returns=1, timeout=_HEARTBEAT, fetch_local=False)
+            for work in out:
+                work.is_written |= work.completions in ready
             for work in [work for work in out if work.answer in ready]:
                 if work not in out:
                     continue  # its worker was replaced meanwhile
@@ -293,14 +293,21 @@ class RayEngine:
                 out.remove(work)
                 yield Answer(work.call, completions, verdicts, steps, start_RA)
             for number in self._silent():
-                held = next((work for work in out if work.worker == number), None)
+                held = next((work for work in out if work.worker == number and not work.is_written), None)
                 if held is not None:
                     waiting.extend(self._replace(held, out, TimeoutError(f"no sign of life for {_SILENCE:.0f} s")))
                 else:
                     self._renew(number)
 
+    def _idle(self, out: list[_Work]) -> list[int]:
+        """Workers that write nothing."""
+        writing = {work.worker for work in out if not work.is_written}
+        had = Counter(work.worker for work in out)
+        return [number for number in range(len(self._members)) if number not in writing and had[number] < _BEHIND]
+
     def _give(self, work: _Work, number: int, policy: Any, order: Order, recorder: Recorder | None) -> None:
-        work.worker, actor, requests = number, self._members[number].actor, list(work.call.requests)
+        actor, requests = self._members[number].actor, list(work.call.requests)
+        work.worker, work.actor, work.is_written = number, actor, False
         if recorder is None:
             work.completions = actor.generate.remote(requests, policy, order)
         else:
@@ -328,8 +335,9 @@ class RayEngine:
     def _replace(self, work: _Work, out: list[_Work], error: Exception) -> list[_Work]:
         """A new worker in the place of one that ended, and what that had, to be given out again."""
         self._count(work, error)
-        self._renew(work.worker)
-        lost = [item for item in out if item.worker == work.worker]
+        if work.actor is self._members[work.worker].actor:
+            self._renew(work.worker)
+        lost = [item for item in out if item is work or (item.actor is work.actor and not item.is_written)]
         for item in lost:
             out.remove(item)
         return lost
@@ -354,14 +362,15 @@ class RayEngine:
 
     def _silent(self) -> list[int]:
         """Workers that have not answered for too long."""
-        now, silent = time.monotonic(), []
+        silent = []
         for number, member in enumerate(self._members):
             if member.question is None:
-                member.question = member.actor.alive.remote()
+                member.question, member.asked = member.actor.alive.remote(), time.monotonic()
             with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayError):
                 member.place = ray.get(member.question, timeout=0)
-                member.heard, member.question = now, None
-            if now - member.heard > _SILENCE:
+                member.question = None
+                continue
+            if time.monotonic() - member.asked > _SILENCE + (_LOADING if member.place is None else 0):
                 silent.append(number)
         return silent
 
