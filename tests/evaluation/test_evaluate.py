@@ -263,6 +263,12 @@ TOKEN = {
 }
 
 
+def test_strategies_of_validation_and_test_are_the_same() -> None:
+    turned = sweep_of(VALIDATION_RIGHT[::-1], ActionSpace(tuple(SPACE)[::-1]))
+    with pytest.raises(ConfigError, match=r"validation measured \[T=1, T=0.5\] and test \[T=0.5, T=1\]"):
+        compare_prompts(turned, sweep_of(TEST_RIGHT), {}, True)
+
+
 def compare_tokens(
     test: Sweep,
     sweeps: dict[str, dict[int, PolicySweep]],

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import re
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,6 +71,31 @@ def test_services_get_the_numbers(service: Tracking, tmp_path: Path, monkeypatch
         ("init", {"project": "rheostat", "name": tmp_path.name}), ("log", (NUMBERS, 3)), ("finish", None)
     ]  # fmt: skip
     assert lines_of(tmp_path) == [LINE]
+
+
+@pytest.mark.parametrize("when", ["init", "log", "finish"])
+def test_a_service_that_fails_costs_no_training(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no network\nand more about it")
+
+    module = ModuleType("wandb")
+    for name in ("init", "log", "finish"):
+        setattr(module, name, fail if name == when else lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    if when == "init":
+        with pytest.raises(ConfigError, match=r"^tracking: wandb does not start: no network$"):
+            Tracker(tmp_path, [Tracking.WANDB])
+        return
+    tracker = Tracker(tmp_path, [Tracking.WANDB])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tracker.log(LINE)
+        tracker.log(LINE)
+        tracker.close()
+    assert [re.sub("; .*/", "; ", str(one.message)) for one in told] == [
+        "tracking: a service failed and gets no more metrics (no network); metrics.jsonl has them all"
+    ]
+    assert lines_of(tmp_path) == [LINE, LINE]
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:

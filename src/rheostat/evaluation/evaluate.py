@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from rheostat.decoding.strategy import ActionSpace
+from rheostat.errors import ConfigError
 from rheostat.evaluation.judged import Judged, Measured, PerProblem, has_answers
 from rheostat.rollouts.sweep import Sweep
 from rheostat.statistics import (
@@ -158,6 +159,10 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _named(space: ActionSpace) -> str:
+    return ", ".join(map(str, space))
+
+
 def compare(
     validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Judged, groups: Groups
 ) -> Comparison:
@@ -170,8 +175,16 @@ def compare(
         policies: by the name that results show.
         mixed: the uniform mixture.
         groups: of the test problems.
+
+    Raises:
+        ConfigError: ``validation`` measured other strategies, or in another order.
     """
     budgets, tests = list(measured.solved), measured.test
+    if validation.space != tests.space:
+        raise ConfigError(
+            f"evaluation: validation measured [{_named(validation.space)}] and test [{_named(tests.space)}]; "
+            "measure the same strategies, in the same order, on both"
+        )
     oracle = {k: oracle_at_k(np.nan_to_num(tests.rewards_PAS), k) for k in budgets}
     choice = _Choice.of({k: validation.pass_at(k) for k in budgets}, tests.space)
     table = _Table.of(measured, policies, mixed, choice, lambda judged: judged.solved, oracle)

@@ -1,7 +1,8 @@
 """Metrics of a training run: always one JSON object per line, and where asked tensorboard, trackio or wandb."""
 
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,7 +64,7 @@ class Tracker:
         history: the lines of an interrupted run up to its checkpoint; the file is rewritten with these.
 
     Raises:
-        ConfigError: a service's package is not installed.
+        ConfigError: a service's package is not installed, or it refuses (no login, no network).
         StoreError: the file cannot be written.
     """
 
@@ -78,22 +79,38 @@ class Tracker:
                 sink = _Tensorboard(folder) if service is Tracking.TENSORBOARD else _Module(str(service), folder)
             except ImportError as error:
                 raise ConfigError(f"tracking: {service} is not installed: pip install {service}") from error
+            except Exception as error:  # theirs are of any kind
+                raise ConfigError(f"tracking: {service} does not start: {_line(error)}") from error
             self._sinks.append(sink)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """One line; it has a ``step``."""
+        """One line; it has a ``step``. A service that fails now is left out from here on, with a warning."""
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
         except OSError as error:
             raise disk_error("write", self._path, error) from error
-        for sink in self._sinks:
-            sink.log(_numbers(metrics), int(metrics["step"]))
+        self._each(lambda sink: sink.log(_numbers(metrics), int(metrics["step"])))
 
     def close(self) -> None:
         """Finish with the services."""
-        for sink in self._sinks:
-            sink.close()
+        self._each(lambda sink: sink.close())
+
+    def _each(self, act: Callable[[_Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                act(sink)
+            except Exception as error:  # hours of training are not lost with a dashboard
+                self._sinks.remove(sink)
+                warnings.warn(
+                    f"tracking: a service failed and gets no more metrics ({_line(error)}); {self._path} has them all",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
