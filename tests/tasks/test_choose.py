@@ -72,9 +72,10 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ({"task": "own.py"}, "a task of your own (FILE.py:NAME)"),
         ({"task": "demo", "data": ("a.jsonl",)}, "task demo brings its own prompts and problems: leave out data"),
         (
-            {"task": "gcd", "verifier": "exact", "max_tokens": 3, "cot": 0.1, "thinking": True, "shots": 1},
-            "leave out verifier, max_tokens, cot, thinking, shots",
+            {"task": "gcd", "verifier": "exact", "cot": 0.1, "thinking": True, "shots": 1},
+            "leave out verifier, cot, thinking, shots",
         ),
+        ({"task": "own.py:make", "max_tokens": 3}, "leave out max_tokens"),
         ({"task": "own.py:make", "cot": 0.3}, "task own.py:make brings its own prompts and problems: leave out cot"),
         ({"task": "absent.py:make"}, "there is no file absent.py"),
         ({"task": "own.py:absent"}, "has no attribute 'absent'"),
@@ -227,6 +228,13 @@ def test_procedural_tasks_and_tasks_of_ones_own(folder: Path) -> None:
     own = make_task(TaskChoice(f"{folder}/own.py:make"))
     assert isinstance(own, ProceduralTask)
     assert own.name == "gcd"
+
+
+def test_a_procedural_task_takes_a_token_budget() -> None:
+    for name, own in (("steps", 32), ("demo", 12), ("gcd", 12)):
+        plain, halved = make_task(TaskChoice(name)), make_task(TaskChoice(name, max_tokens=own // 2))
+        assert (plain.max_tokens, halved.max_tokens) == (own, own // 2)
+        assert halved.problems(Split.TEST, 12) == plain.problems(Split.TEST, 12)
 
 
 @pytest.mark.usefixtures("folder")

@@ -65,13 +65,12 @@ def make_task(choice: TaskChoice) -> Task:
         if choice.data or choice.verifier:
             raise ConfigError("--data and --verifier belong to one task; the members of a mixture bring their own")
         return MixtureTask([make_task(replace(choice, task=name)) for name in names])
-    if choice.task in PROCEDURAL or is_file_target(choice.task):
-        given = [
-            name for name in ("data", "verifier", "max_tokens", "cot", "thinking", "shots") if getattr(choice, name)
-        ]
-        if given:
-            raise ConfigError(f"task {choice.task} brings its own prompts and problems: leave out {', '.join(given)}")
-        return load_task(choice.task) if is_file_target(choice.task) else procedural_task(choice.task)
+    if choice.task in PROCEDURAL:
+        _refuse(choice, "data", "verifier", "cot", "thinking", "shots")
+        return procedural_task(choice.task, choice.max_tokens)
+    if is_file_target(choice.task):
+        _refuse(choice, "data", "verifier", "max_tokens", "cot", "thinking", "shots")
+        return load_task(choice.task)
     if choice.task in BENCHMARKS:
         return _benchmark(choice)
     if choice.data or choice.task.endswith((".jsonl", ".json")):
@@ -80,6 +79,12 @@ def make_task(choice: TaskChoice) -> Task:
         f"unknown task {choice.task!r}: use {', '.join((*PROCEDURAL, *BENCHMARKS))}, several joined by +, problems of "
         "your own (FILE.jsonl, or any name with --data; and --verifier), or a task of your own (FILE.py:NAME)"
     )
+
+
+def _refuse(choice: TaskChoice, *fields: str) -> None:
+    given = [name for name in fields if getattr(choice, name)]
+    if given:
+        raise ConfigError(f"task {choice.task} brings its own prompts and problems: leave out {', '.join(given)}")
 
 
 def with_chat(task: Task, chat: Chat | None) -> Task:

@@ -205,20 +205,22 @@ PROCEDURAL = ("demo", "steps", *MEMBERS)
 """The names that :func:`procedural_task` knows."""
 
 
-def procedural_task(name: str) -> ProceduralTask:
+def procedural_task(name: str, max_tokens: int | None = None) -> ProceduralTask:
     """``demo`` and ``steps``, mixtures, or a member of ``demo`` by its name.
 
     ``steps`` asks 30 % of its prompts with a chain of thought, the paper's ratio.
 
+    Args:
+        name: of the task.
+        max_tokens: the token budget b; None: 32 for ``steps``, 12 for the others.
+
     Raises:
         ConfigError: no such task.
     """
-    if name == "demo":
-        return ProceduralTask("demo", MEMBERS)
     if name == "steps":
-        return ProceduralTask("steps", STEPS, max_tokens=32, cot=0.3)
-    if name in MEMBERS:
-        return ProceduralTask(name, {name: MEMBERS[name]})
-    raise ConfigError(
-        f"unknown task {name!r}: use demo or steps (mixtures), or one of the demo's members, {', '.join(MEMBERS)}"
-    )
+        return ProceduralTask("steps", STEPS, max_tokens=max_tokens or 32, cot=0.3)
+    if name not in PROCEDURAL:
+        raise ConfigError(
+            f"unknown task {name!r}: use demo or steps (mixtures), or one of the demo's members, {', '.join(MEMBERS)}"
+        )
+    return ProceduralTask(name, MEMBERS if name == "demo" else {name: MEMBERS[name]}, max_tokens=max_tokens or 12)
