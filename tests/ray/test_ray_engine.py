@@ -92,7 +92,7 @@ def test_two_workers_write_what_one_process_writes(opened: Open, tmp_path: Path)
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_worker_that_ends_is_replaced_and_nothing_is_lost(
-    end: str, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    end: str, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if end == "stop":
         monkeypatch.setattr(distributed.workers, "_SILENCE", 8.0)
@@ -102,6 +102,7 @@ def test_a_worker_that_ends_is_replaced_and_nothing_is_lost(
     calls = len(list(tmp_path.glob("call-*")))
     batches = len(list((tmp_path / "one").glob("*.parquet")))
     assert calls == batches + 1  # what the worker had is done again, nothing else
+    assert capsys.readouterr().out == ""  # where results belong, and not what Ray says about processes
 
 
 def test_whoever_was_not_asked_is_not_silent(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

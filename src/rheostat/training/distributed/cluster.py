@@ -5,6 +5,8 @@ import importlib
 import os
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rheostat.errors import ConfigError
@@ -35,6 +37,7 @@ def connect(address: str | None, workers: int, trainers: int) -> None:
             f"--workers: Ray {ray.__version__} is not supported, {OLDEST[0]}.{OLDEST[1]} to below {NEXT[0]} is: "
             "pip install 'rheostat[ray]'"
         )
+    _keep_stdout_clean()
     quiet = {"log_to_driver": False, "logging_level": "error"}
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # what a batch given out again had come to
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")  # the default since 2.51
@@ -77,6 +80,18 @@ def failed(reference: Any) -> bool:
 def line(error: BaseException) -> str:
     """What an error says first."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _keep_stdout_clean() -> None:
+    """What Ray has to say about its processes goes to stdout, whatever its settings; results belong there alone."""
+    own = ray._private.worker
+    say = getattr(own, "print_to_stdstream", None)
+    if say is not None and not isinstance(say, partial):
+        own.print_to_stdstream = partial(_on_stderr, say)
+
+
+def _on_stderr(say: Callable[..., None], data: dict[str, Any], *others: Any, **named: Any) -> None:
+    say(data | {"is_err": True}, *others, **named)
 
 
 def _require_listener(address: str) -> None:

@@ -259,6 +259,7 @@ class RayEngine:
         waiting, fresh = deque[_Work](), iter(calls)
         shared = ray.put(_packed(policy))
         out: list[_Work] = []
+        look = time.monotonic()
         while True:
             for number in self._idle(out):
                 work = waiting.popleft() if waiting else next((_Work(call) for call in fresh), None)
@@ -292,6 +293,9 @@ class RayEngine:
                     continue
                 out.remove(work)
                 yield Answer(work.call, completions, verdicts, steps, start_RA)
+            if time.monotonic() < look:
+                continue
+            look = time.monotonic() + _HEARTBEAT
             for number in self._silent():
                 held = next((work for work in out if work.worker == number and not work.is_written), None)
                 if held is not None:
