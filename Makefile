@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-api test-browser test-ray test-vllm check bench setup clean force
+.PHONY: help demo test test-model test-api test-browser test-ray test-vllm check bench bench-check setup clean force
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -46,6 +46,9 @@ check: $(STAMP) ## lint, formatting, types, and which room may import which
 
 bench: $(STAMP) ## run a benchmark: make bench ARGS="engine --json"
 	@$(BIN)/rheostat bench $(ARGS)
+
+bench-check: $(STAMP) ## fail where a ratio of the quick benchmarks is worse than the committed one
+	@OMP_NUM_THREADS=1 $(BIN)/rheostat bench check $(ARGS)
 
 setup: $(STAMP) ## make .venv and install into it, nothing else
 

@@ -435,15 +435,18 @@ def test_a_small_demo_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> N
 def test_bench_engine_prints_what_benchmarks_promise(
     smollm2_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rheostat.bench import engine
+    from rheostat.bench import engine, roofline
 
-    monkeypatch.setattr(engine, "_ROWS", 2)
-    monkeypatch.setattr(engine, "_TOKENS", 12)
-    monkeypatch.setattr(engine, "_PREFIX_TOKENS", 12)
+    small = {"_ROWS": 2, "_TOKENS": 12, "_PREFIX_TOKENS": 12, "_QUEUE_TOKENS": 12}
+    for name, value in small.items():
+        monkeypatch.setattr(engine, name, value)
+    for name, value in {"_ROWS": (1, 2), "_TOKENS": 4, "_MATRIX_ROWS": (2,), "_COPY_BYTES": 1 << 20}.items():
+        monkeypatch.setattr(roofline, name, value)
     assert run("bench", "engine", "--model", smollm2_path, "--repeats", "1", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert {"bench", "machine", "versions", "rows", "ratios"} <= set(result)
-    ratios = {"uniform 2: local/generate", "shared prefix 8x8: local/generate", "adapted/static", "recorded/static"}
-    assert set(result["ratios"]) == ratios
+    cases = {f"{case}: local/generate" for case in ("uniform 2", "shared prefix 8x8", "queue 256")}
+    steps = {f"step of {rows}: local/roofline" for rows in (1, 2)}
+    assert set(result["ratios"]) == cases | steps | {"adapted/static", "recorded/static"}
     assert all({"case", "value", "unit", "low", "high"} == set(row) for row in result["rows"])
     assert all(row["low"] <= row["value"] <= row["high"] for row in result["rows"])

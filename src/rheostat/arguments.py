@@ -177,20 +177,24 @@ class Push(Arguments):
 
 
 class Bench(Arguments):
-    """Measure: the speed of the engine, the server or many workers, the variance of the token gradient, the choice of
-    actions, or the report."""
+    """Measure: the speed of the engine, the server, many workers, the verifiers or the store, the variance of the token
+    gradient, the choice of actions, or the report; or check that nothing has become slower than its peer."""
 
     name: tyro.conf.Positional[
-        Literal["engine", "estimator", "select", "report", "sampler", "scale", "serve", "vllm"]
+        Literal[
+            "engine", "estimator", "select", "report", "sampler", "scale", "serve", "store", "verify", "vllm", "check"
+        ]
     ] = Field(
         "engine",
         description="engine: tokens per second beside transformers'; estimator: variances of the gradient; "
         "select: seconds and memory of the choice of an action space; report: those of a report on 100,000 rollouts; "
         "sampler: milliseconds of a draw beside one that sorts; scale: what up to 32 workers on Ray are kept busy; "
-        "serve: 64 clients of a server beside the offline engine; vllm: tokens per second adapted and not",
+        "serve: 64 clients of a server beside the offline engine; store: rollouts per second beside JSON lines; "
+        "verify: verdicts per second beside bare ones; vllm: tokens per second adapted and not; "
+        "check: the ratios of sampler, select, store and verify against the committed ones",
     )
     model: str = Field("smollm2", description="model to measure with (engine, estimator, serve, vllm)")
-    repeats: int = Field(5, ge=1, description="estimator: times 24 prompts; others: repetitions")
+    repeats: int = Field(5, ge=1, description="estimator: times 24 prompts; others: repetitions (check has its own)")
     seconds: float = Field(180.0, ge=5, description="serve: how long the clients ask")
 
 

@@ -376,6 +376,18 @@ def _bench(arguments: Bench, console: Console) -> object:
         from rheostat.bench.scale import bench_scale
 
         result = bench_scale(arguments.repeats, console)
+    elif arguments.name == "verify":
+        from rheostat.bench.verify import bench_verify
+
+        result = bench_verify(arguments.repeats, console)
+    elif arguments.name == "store":
+        from rheostat.bench.store import bench_store
+
+        result = bench_store(arguments.repeats, console)
+    elif arguments.name == "check":
+        from rheostat.bench.check import bench_check
+
+        result = bench_check(console)
     elif arguments.name == "vllm":
         from rheostat.bench.vllm import bench_vllm
 

@@ -1,7 +1,7 @@
 """`rheostat bench engine`: tokens per second of the local engine over transformers' `generate`.
 
 Same weights, dtype, rows, prompts, strategy (temperature 1, nothing truncated) and token budgets; EOS is ignored
-on both sides, so that both write the same number of tokens.
+on both sides, so that both write the same number of tokens. What the machine could do at most: ``roofline.py``.
 """
 
 import statistics
@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter, TokenConfig
+from rheostat.bench.roofline import bench_roofline
 from rheostat.console import Console
 from rheostat.decoding.recording import Recorder
 from rheostat.decoding.spaces import TABLE_14
@@ -24,6 +25,7 @@ from rheostat.environment import machine, versions
 from rheostat.types import Prompt
 
 _ROWS, _TOKENS = 64, 128
+_QUEUE_TOKENS = 80
 _PREFIX_TOKENS = 300
 _SENTENCE = "The dial of a rheostat sets how much current flows, from a faint glow to full light. "
 
@@ -49,36 +51,44 @@ def bench_engine(model: str, repeats: int, console: Console) -> dict[str, Any]:
     peer.generation_config.eos_token_id = None
 
     uniform = [f"{index:02d} bottles of water stand on the table." for index in range(_ROWS)]
-    prefix = engine.tokenizer.decode(engine.tokenizer(_SENTENCE * 40)["input_ids"][:_PREFIX_TOKENS])
     questions = [f" Question {index}:" + " why" * (3 * index) + "?" for index in range(8)]
+    queue = [_prefix(engine, f"Dial {number}: ") + text for number in range(4) for text in questions]
     cases = {
         f"uniform {_ROWS}": ([Prompt(text, text) for text in uniform], 1, [_TOKENS] * _ROWS),
         "shared prefix 8x8": (
-            [Prompt(text, prefix + text) for text in questions],
+            [Prompt(text, _prefix(engine, "") + text) for text in questions],
             8,
             [8 + (37 * index) % (_TOKENS - 8) for index in range(64)],
+        ),
+        "queue 256": (
+            [Prompt(text, text) for text in queue],
+            8,
+            [8 + (37 * index) % (_QUEUE_TOKENS - 8) for index in range(64)] * 4,
         ),
     }
     rows, ratios = [], {}
     for case, (prompts, samples, budgets) in cases.items():
-        sides: dict[str, Callable[[], int]] = {
-            "local": lambda p=prompts, s=samples, b=budgets: _local(engine, p, s, b),  # type: ignore[misc]
-            "generate": lambda p=prompts, s=samples, b=budgets: _generate(peer, engine, p, s, b),  # type: ignore[misc]
+        sides: dict[str, Callable[[int], int]] = {
+            "local": lambda _, p=prompts, s=samples, b=budgets: _local(engine, p, s, b),  # type: ignore[misc]
+            "generate": lambda turn, p=prompts, s=samples, b=budgets: _generate(  # type: ignore[misc]
+                peer, engine, *_batch(p, s, b, turn)
+            ),
         }
         rates: dict[str, list[float]] = {side: [] for side in sides}
         with console.progress(f"{case} rows", 2 * repeats, "") as bar:
             for repeat in range(repeats):
                 for side, run in sides.items():
                     start = time.perf_counter()
-                    tokens = run()
+                    tokens = run(repeat)
                     rates[side].append(tokens / (time.perf_counter() - start))
                     bar(2 * repeat + (side == "generate") + 1, 2 * repeats, 0)
         rows += [_rate(f"{case}: {side}", values) for side, values in rates.items()]
         pairs = [ours / peers for ours, peers in zip(rates["local"], rates["generate"], strict=True)]
         ratios[f"{case}: local/generate"] = round(statistics.median(pairs), 3)
     adapted_rows, adapted_ratios = _adapted(engine, cases[f"uniform {_ROWS}"][0], repeats, console)
-    rows += adapted_rows
-    ratios |= adapted_ratios
+    roofline_rows, roofline_ratios = bench_roofline(engine, repeats, console)
+    rows += adapted_rows + roofline_rows
+    ratios |= adapted_ratios | roofline_ratios
     return {
         "bench": "engine",
         "machine": machine() | {"device": engine.info.device, "threads": engine.info.threads},
@@ -125,6 +135,17 @@ def _rate(case: str, values: list[float]) -> dict[str, Any]:
         "low": round(min(values), 2),
         "high": round(max(values), 2),
     }
+
+
+def _prefix(engine: LocalEngine, head: str) -> str:
+    return str(engine.tokenizer.decode(engine.tokenizer(head + _SENTENCE * 40)["input_ids"][:_PREFIX_TOKENS]))
+
+
+def _batch(prompts: list[Prompt], samples: int, budgets: list[int], turn: int) -> tuple[list[Prompt], int, list[int]]:
+    """What `generate` gets in one repetition: 64 rows, the next each time. The queue's batches have equal budgets."""
+    count = 64 // samples
+    first = turn * count % len(prompts)
+    return prompts[first : first + count], samples, budgets[first * samples : (first + count) * samples]
 
 
 def _local(engine: LocalEngine, prompts: list[Prompt], samples: int, budgets: list[int]) -> int:
