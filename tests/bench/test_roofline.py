@@ -11,7 +11,7 @@ from rheostat.bench import roofline
 from rheostat.bench.engine import _batch
 from rheostat.bench.roofline import Step, bench_roofline, linears, matrix_rates, matrix_weights, step_of
 from rheostat.console import Console
-from rheostat.engines.attention import pack_linears
+from rheostat.engines.layers import speed_up
 from rheostat.engines.local import LocalEngine
 from rheostat.types import Prompt
 
@@ -62,7 +62,7 @@ def test_linear_layers_are_found_as_the_engine_lays_them_out() -> None:
     model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Sequential(nn.Linear(4, 9)))
     assert [sizes for _, *sizes in linears(model)] == [[6, 4], [4, 9]]
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pack_linears(model.bfloat16())
+        speed_up(model.bfloat16())
         found = linears(model)
         assert [sizes for _, *sizes in found] == [[6, 4], [4, 9]]
         assert not any(isinstance(layer, nn.Linear) for layer, *_ in found)

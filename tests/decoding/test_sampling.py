@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rheostat.decoding import sampling
 from rheostat.decoding.policy import Decision, SamplingParameters
-from rheostat.decoding.sampling import draw
+from rheostat.decoding.sampling import draw, exponentiate
 from rheostat.decoding.spaces import candidate_grid
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import support_size, transform
@@ -183,6 +183,15 @@ def test_small_temperatures_draw_the_argmax(temperature: float) -> None:
     decision = Decision(SamplingParameters.of(strategies), torch.arange(3))
     token_S = draw(logits_BV, torch.zeros(3, dtype=torch.int64), decision, torch.full((3,), 0.5).double(), Order.VLLM)
     assert token_S.tolist() == [int(logits_BV.argmax())] * 3
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 1e-30, 0.02, 0.1, 0.7, 1.0, 2.0])
+def test_exponentials(temperature: float) -> None:
+    """Where results have less than the smallest normal number, too; 1e-310 is no float32."""
+    below_RV = -torch.linspace(0, 150, 6000).view(3, -1)
+    found_RV = exponentiate(below_RV, torch.tensor(temperature, dtype=torch.float64))
+    exact_RV = (below_RV.double() / temperature).exp()
+    torch.testing.assert_close(found_RV.double(), exact_RV, rtol=3e-5, atol=1e-37)
 
 
 def test_greedy_takes_the_lowest_index_among_ties() -> None:

@@ -57,6 +57,8 @@ def config_of(kind: str, **fields: object) -> transformers.PretrainedConfig:
     classes = {
         "llama": transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
+        "gemma": transformers.GemmaConfig,
         "mistral": transformers.MistralConfig,
     }
     return classes[kind](
@@ -70,6 +72,7 @@ def config_of(kind: str, **fields: object) -> transformers.PretrainedConfig:
         bos_token_id=None,
         eos_token_id=0,
         tie_word_embeddings=kind == "qwen2",
+        **({"head_dim": 8} if kind in ("qwen3", "gemma") else {}),
         **fields,
     )
 
@@ -104,7 +107,7 @@ class Pair:
         return output.hidden_states[-1][0], output.logits[0]
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2"])
+@pytest.fixture(scope="session", params=["llama", "qwen2", "qwen3", "gemma"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = save_model(tmp_path_factory.mktemp(request.param), config_of(request.param))
     engine = LocalEngine(folder, dtype=torch.float32, device="cpu")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from rheostat.console import Console
 from rheostat.decoding.policy import Decision, StepState
 from rheostat.decoding.strategy import Strategy
-from rheostat.engines.attention import PackedLinear
 from rheostat.engines.base import Request
+from rheostat.engines.layers import Linear
 from rheostat.engines.local import LocalEngine
 from rheostat.types import Prompt
 
@@ -120,8 +120,8 @@ def linears(model: nn.Module) -> list[tuple[nn.Module, int, int]]:
     """The linear layers, in the model's order, with the numbers of their inputs and outputs."""
     found: list[tuple[nn.Module, int, int]] = []
     for module in model.modules():
-        if isinstance(module, PackedLinear | nn.Linear):
-            outputs, inputs = (module.packed if isinstance(module, PackedLinear) else module.weight).shape
+        if isinstance(module, Linear | nn.Linear):
+            outputs, inputs = module.weight.shape
             found.append((module, inputs, outputs))
     return found
 

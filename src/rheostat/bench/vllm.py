@@ -1,8 +1,9 @@
-"""`rheostat bench vllm`: what adapted decoding costs inside vLLM, over vLLM without it, in one engine.
+"""`rheostat bench vllm`: what adapted decoding costs inside vLLM, over vLLM without it; and the local engine over vLLM.
 
 Same prompts, rows and token budgets; EOS is ignored where vLLM draws, so that all sides write the same number of
 tokens. ``plain`` samples at temperature 1; ``adapted`` is the plug-in (``rheostat.serving.vllm_plugin``); ``policy`` is
-the engine's own step under the same adapter, and ``recorded`` adds what training keeps of every token.
+the engine's own step under the same adapter, and ``recorded`` adds what training keeps of every token. ``local`` is the
+local engine at temperature 1, in the same process.
 """
 
 import os
@@ -10,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter, TokenConfig
 from rheostat.console import Console
 from rheostat.decoding.recording import Recorder
 from rheostat.decoding.spaces import TABLE_14
-from rheostat.decoding.strategy import Order
+from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines import models
 from rheostat.engines.base import Request
+from rheostat.engines.local import LocalEngine
 from rheostat.environment import machine, versions
 from rheostat.serving.vllm_entry import ADAPTER
 from rheostat.types import Prompt
@@ -38,6 +41,8 @@ def bench_vllm(model: str, repeats: int, console: Console) -> dict[str, Any]:
     from rheostat.serving.vllm_plugin import install
 
     path = models.locate(model)
+    local = LocalEngine(path, model)
+    local.vocabulary.eos_ids = frozenset()
     tokenizer, hidden_size = _tokenizer_and_size(path)
     adapter = TokenAdapter(TokenConfig(hidden_size, budgets=(1, 2, 4, 8)), TABLE_14).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -54,10 +59,10 @@ def bench_vllm(model: str, repeats: int, console: Console) -> dict[str, Any]:
         ratios: dict[str, float] = {}
         for count in _ROWS:
             rates = _interleaved(
-                _sides(engine, AdaptiveDecoding(adapter.to(engine.info.device)), count), repeats, console
+                _sides(engine, local, AdaptiveDecoding(adapter.to(engine.info.device)), count), repeats, console
             )
             rows += [_rate(f"{count} rows: {side}", values) for side, values in rates.items()]
-            for side, peer in (("adapted", "plain"), ("policy", "plain"), ("recorded", "policy")):
+            for side, peer in (("adapted", "plain"), ("policy", "plain"), ("recorded", "policy"), ("local", "plain")):
                 pairs = [a / b for a, b in zip(rates[side], rates[peer], strict=True)]
                 ratios[f"{count} rows: {side}/{peer}"] = round(statistics.median(pairs), 3)
     return {
@@ -69,11 +74,12 @@ def bench_vllm(model: str, repeats: int, console: Console) -> dict[str, Any]:
     }
 
 
-def _sides(engine: Any, policy: AdaptiveDecoding, count: int) -> dict[str, Callable[[], int]]:
+def _sides(engine: Any, local: LocalEngine, policy: AdaptiveDecoding, count: int) -> dict[str, Callable[[], int]]:
     from vllm import SamplingParams
 
     texts = [f"{index:02d} bottles of water stand on the table." for index in range(count)]
     requests = [Request(Prompt(text, text), None, 0, 0, _TOKENS) for text in texts]
+    fixed = [replace(request, strategy=Strategy()) for request in requests]
 
     def vllm(extra: dict[str, Any] | None) -> int:
         params = SamplingParams(max_tokens=_TOKENS, ignore_eos=True, detokenize=False, extra_args=extra)
@@ -88,6 +94,7 @@ def _sides(engine: Any, policy: AdaptiveDecoding, count: int) -> dict[str, Calla
         "adapted": lambda: vllm({"rheostat": "adapt"}),
         "policy": lambda: ours(None),
         "recorded": lambda: ours(Recorder(Order.VLLM)),
+        "local": lambda: sum(len(done.token_ids) for done in local.generate(fixed)),
     }
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
-from rheostat.decoding.sampling import supports
+from rheostat.decoding.sampling import exponentiate, supports
 from rheostat.decoding.strategy import Order
 
 _CHUNK = 16  # rows looked at at once: 16 of 50,000 float32 logits stay in a processor's cache
@@ -40,7 +40,7 @@ def row_statistics(logits_BV: Float[Tensor, "B V"]) -> RowStatistics:
         below_BV = chunk_BV - peak_B[:, None]
         # what lies 80 below the peak has no weight in float32; the limit keeps 0 · inf out of the entropy
         below_BV.clamp_(min=-80)
-        weight_BV = below_BV.exp()
+        weight_BV = exponentiate(below_BV, torch.ones(()))
         total_B = weight_BV.sum(-1)
         entropy_B = total_B.log() - torch.einsum("bv,bv->b", weight_BV, below_BV) / total_B
         parts.append((peak_B, peak_B + total_B.log(), entropy_B.clamp(min=0), 1 / total_B))
@@ -97,8 +97,7 @@ def _log_totals(logits_BV: Tensor, row_R: Tensor, peak_B: Tensor, temperature_K:
         scaled_RV = torch.empty_like(below_RV)
         sums = []
         for temperature in temperature_K:
-            torch.div(below_RV, temperature, out=scaled_RV)
-            sums.append(scaled_RV.exp_().sum(-1))
+            sums.append(exponentiate(below_RV, temperature, out=scaled_RV).sum(-1))
         parts.append(torch.stack(sums, dim=1).log())
     return torch.cat(parts)
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order
 from rheostat.engines.allocation import keep_freed_memory
-from rheostat.engines.attention import NAME, Prefix, RowCache, pack_linears
+from rheostat.engines.attention import NAME, Prefix, RowCache
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
-from rheostat.engines.continuous import ContinuousBatch
+from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
+from rheostat.engines.layers import speed_up
 from rheostat.engines.slots import LocalSlots, SlotCache
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
@@ -75,8 +76,7 @@ class LocalEngine:
         )
         size: int = self.model.get_output_embeddings().weight.shape[0]
         self.vocabulary = TokenizerVocabulary(self.tokenizer, _eos_ids(self.model, self.tokenizer), size)
-        if self.device.type == "cpu" and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            pack_linears(self.model)
+        speed_up(self.model)
         self._hidden_BLH = torch.empty(0)
         self.model.base_model.register_forward_hook(self._keep_hidden)
         self._heads = config.num_attention_heads
@@ -212,13 +212,15 @@ class LocalEngine:
         """Keys and values of a shared prefix, computed once and kept for later batches."""
         if tokens not in self._prefixes:
             cache = RowCache(Prefix([], 0))
-            hidden_sum_BH = torch.zeros(1, self.info.hidden_size)
+            sum_BH = torch.zeros(1, self.info.hidden_size)
             if tokens:
                 positions = torch.arange(len(tokens), device=self.device)[None]
                 ids = torch.tensor([tokens], device=self.device)
-                hidden_sum_BH = self.prefill(ids, positions, torch.zeros_like(ids), cache)
-            layers = [(k[0, :, : cache.length], v[0, :, : cache.length]) for k, v in cache.buffers]
-            self._prefixes[tokens] = Prefix(layers, len(tokens), hidden_sum_BH[0])
+                sum_BH = self.prefill(ids, positions, torch.zeros_like(ids), cache).sum_BH
+            layers = [
+                (k[0, :, : cache.length].contiguous(), v[0, :, : cache.length].contiguous()) for k, v in cache.buffers
+            ]
+            self._prefixes[tokens] = Prefix(layers, len(tokens), sum_BH[0])
             while len(self._prefixes) > _PREFIXES:
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(tokens)
@@ -229,50 +231,47 @@ class LocalEngine:
         self._prefixes.clear()
 
     @torch.inference_mode()
-    def prefill(self, ids_BL: Tensor, position_BL: Tensor, padding_BL: Tensor, cache: RowCache) -> Tensor:
-        """Run prompt tokens through the model in passes of bounded memory; returns the sum of hidden states.
+    def prefill(self, ids_BL: Tensor, position_BL: Tensor, padding_BL: Tensor, cache: RowCache) -> Fed:
+        """Run prompt tokens through the model in passes of bounded memory.
 
-        Tokens with ``padding_BL`` 1 are invisible and left out of the sum. The last pass's hidden states stay
-        in ``_hidden_BLH``.
+        Tokens with ``padding_BL`` 1 are invisible and left out of the sum of hidden states.
         """
         rows, length = ids_BL.shape
         scores = rows * self._heads * (cache.prefix.length + length) * 4
         step = max(1, min(_PREFILL_TOKENS // rows, _SCORE_BYTES // scores))
-        hidden_sum_BH = torch.zeros(rows, self.info.hidden_size, device=self.device)
+        sum_BH = torch.zeros(rows, self.info.hidden_size, device=self.device)
         for start in range(0, length, step):
             end = min(start + step, length)
             causal_LC = torch.arange(end, device=self.device) > torch.arange(start, end, device=self.device)[:, None]
             hidden_LC = causal_LC | padding_BL[:, None, None, :end].bool()
             # a padding query sees itself, so that its softmax is defined
             hidden_LC &= torch.arange(end, device=self.device) != torch.arange(start, end, device=self.device)[:, None]
-            mask = torch.zeros(hidden_LC.shape, device=self.device).masked_fill_(hidden_LC, -torch.inf)
-            self.model.base_model(
-                input_ids=ids_BL[:, start:end],
-                position_ids=position_BL[:, start:end],
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                rheostat_prefix=cache.prefix,
+            hidden_BLH, logits_BV = self._run(
+                ids_BL[:, start:end], position_BL[:, start:end], cache.mask(hidden_LC), cache
             )
-            cache.step(end - start)
             seen_BL = 1 - padding_BL[:, start:end]
-            hidden_sum_BH += (self._hidden_BLH.float() * seen_BL[..., None]).sum(1)
-        return hidden_sum_BH
+            sum_BH += (hidden_BLH.float() * seen_BL[..., None]).sum(1)
+        return Fed(hidden_BLH[:, -1], logits_BV, sum_BH)
 
     @torch.inference_mode()
     def step(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
         """One token per row: hidden_BH after the final norm, and float32 logits_BV."""
+        hidden_BLH, logits_BV = self._run(token_B[:, None], position_B[:, None], mask, cache)
+        return hidden_BLH[:, -1], logits_BV
+
+    def _run(self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
+        """A pass: hidden_BLH after the final norm, and float32 logits_BV of the last tokens."""
         output = self.model(
-            input_ids=token_B[:, None],
-            position_ids=position_B[:, None],
+            input_ids=ids_BL,
+            position_ids=position_BL,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
             rheostat_prefix=cache.prefix,
         )
-        cache.step(1)
-        return self._hidden_BLH[:, -1], output.logits[:, -1].float()
+        cache.step(ids_BL.shape[1])
+        return self._hidden_BLH, output.logits[:, -1].float()
 
     @torch.inference_mode()
     def run_flat(self, id_N: Tensor, position_N: Tensor, last_B: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
@@ -302,26 +301,24 @@ class _LocalRows:
         self.ids_BL = torch.tensor([[0] * (own - len(ids) + shared) + ids[shared:] for ids in prompts], device=device)
         self.padding_BL = (torch.arange(own, device=device) < (own + shared - self.lengths)[:, None]).long()
         self.cache = RowCache(engine.prefix(tuple(prompts[0][:shared])))
-        self.position_B = self.lengths
+        self.position_B = self.lengths - 1  # of the last token in the cache
 
-    def _prefill(self, ids_BL: Tensor) -> Tensor:
+    def _prefill(self) -> Fed:
         start = self.lengths - self.padding_BL.shape[1]
-        position_BL = (start[:, None] + torch.arange(ids_BL.shape[1], device=ids_BL.device)).clamp(min=0)
-        return self.engine.prefill(ids_BL, position_BL, self.padding_BL[:, : ids_BL.shape[1]], self.cache)
+        own = torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device)
+        return self.engine.prefill(self.ids_BL, (start[:, None] + own).clamp(min=0), self.padding_BL, self.cache)
 
     def embed(self, pooling: Pooling) -> Tensor:
-        hidden_sum_BH = self._prefill(self.ids_BL)
+        fed = self._prefill()
         if pooling is Pooling.LAST:
-            return self.engine._hidden_BLH[:, -1]
+            return fed.hidden_BH
         prefix_sum_H = self.cache.prefix.hidden_sum_H
         assert prefix_sum_H is not None  # the engine's prefixes carry it
-        return (hidden_sum_BH + prefix_sum_H.to(hidden_sum_BH.device)) / self.lengths[:, None]
+        return (fed.sum_BH + prefix_sum_H.to(fed.sum_BH.device)) / self.lengths[:, None]
 
     def begin(self) -> tuple[Tensor, Tensor]:
-        if self.ids_BL.shape[1] > 1:
-            self._prefill(self.ids_BL[:, :-1])
-        self.position_B = self.lengths - 1
-        return self._step(self.ids_BL[:, -1])
+        fed = self._prefill()
+        return fed.hidden_BH, fed.logits_BV
 
     def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
         if parent_B is not None:
@@ -331,9 +328,9 @@ class _LocalRows:
         return self._step(token_B)
 
     def _step(self, token_B: Tensor) -> tuple[Tensor, Tensor]:
-        mask = torch.zeros(len(token_B), 1, 1, self.cache.length + 1, device=token_B.device)
-        own = self.padding_BL.shape[1]
-        mask[:, 0, 0, :own].masked_fill_(self.padding_BL[:, : mask.shape[-1]].bool(), -torch.inf)
+        own = self.cache.length + 1
+        padding_BC = nn.functional.pad(self.padding_BL, (0, max(0, own - self.padding_BL.shape[1])))[:, :own]
+        mask = self.cache.mask(padding_BC[:, None, None].bool())
         return self.engine.step(token_B, self.position_B, mask, self.cache)
 
 

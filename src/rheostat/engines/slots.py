@@ -46,7 +46,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self._single = 0  # rows at the front that are continued by one token
         self._pieces: list[_Piece] = []
         self._position_S = torch.empty(0, dtype=torch.int64)
-        self._hidden_SC = torch.empty(0)
+        self._mask_SC = torch.empty(0)
 
     def begin(self, counts: Sequence[int], device: torch.device) -> None:
         """The next pass continues row i by ``counts[i]`` tokens; rows beyond the known ones are new."""
@@ -59,7 +59,10 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self.reserve(len(counts), max(a + b for a, b in zip(self.lengths, counts, strict=True)))
         self._position_S = torch.tensor(self.lengths[: self._single], dtype=torch.int64, device=device)
         end = max(self.lengths[: self._single], default=0) + 1
-        self._hidden_SC = torch.arange(end, device=device) > self._position_S[:, None]
+        # matrix products first copy what is not dense, so that a part of the room is looked at only where it is small
+        width = self._room if 2 * end > self._room else end
+        hidden_SC = torch.arange(width, device=device) > self._position_S[:, None]
+        self._mask_SC = torch.zeros(hidden_SC.shape, device=device).masked_fill_(hidden_SC, -torch.inf)
 
     def reserve(self, rows: int, room: int) -> None:
         """Room for so many rows and tokens."""
@@ -101,19 +104,18 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         """Every token of the pass sees its own row up to itself. Queries are grouped by their KV head."""
         heads, tokens, size = query.shape[1:]
         groups = key.shape[1]
-        query_QND = query[0] * scaling
         out_NQD = torch.empty(tokens, heads, size, dtype=query.dtype, device=query.device)
         if self._single:
-            rows, end = self._hidden_SC.shape
-            query_S = query_QND[:, :rows].transpose(0, 1).reshape(rows, groups, heads // groups, size)
-            score_S = torch.matmul(query_S, key[:rows, :, :end].transpose(2, 3)).float()
-            score_S.masked_fill_(self._hidden_SC[:, None, None], -torch.inf)
-            mixed_S = torch.matmul(score_S.softmax(-1).to(value.dtype), value[:rows, :, :end])
+            rows, width = self._mask_SC.shape
+            query_S = query[0, :, :rows].transpose(0, 1).reshape(rows, groups, heads // groups, size)
+            score_S = torch.matmul(query_S, key[:rows, :, :width].mT)
+            score_S = self._mask_SC[:, None, None].add(score_S, alpha=scaling)
+            mixed_S = torch.matmul(score_S.softmax(-1).to(value.dtype), value[:rows, :, :width])
             out_NQD[:rows] = mixed_S.reshape(rows, heads, size)
         for piece in self._pieces:
             last, end = piece.first + piece.count, piece.start + piece.count
-            query_G = query_QND[:, piece.first : last].reshape(groups, -1, size)
-            score_G = torch.matmul(query_G, key[piece.row, :, :end].transpose(1, 2)).float()
+            query_G = query[0, :, piece.first : last].reshape(groups, -1, size)
+            score_G = torch.matmul(query_G, key[piece.row, :, :end].mT).float().mul_(scaling)
             at_C = torch.arange(end, device=query.device)
             hidden_LC = at_C > at_C[piece.start :, None]
             score_G = score_G.view(groups, -1, piece.count, end).masked_fill_(hidden_LC, -torch.inf)
