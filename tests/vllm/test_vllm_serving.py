@@ -161,11 +161,15 @@ def chooser(adapter: SequenceAdapter, pooling: str, budget: int) -> Callable[[Pr
 
 
 def assert_same(ours: Seen, theirs: Seen) -> int:
-    """Token for token, with all that is said about each; returns how many. Rounding may decide one draw in a run."""
+    """Token for token, with all that is said about each; returns how many. Rounding may decide one draw in a run.
+
+    Adapters read hidden states rounded to bfloat16: where two engines' last bits lie on either side of a rounding, what
+    an adapter gives moves by more than these bits.
+    """
     assert ours.events.keys() == theirs.events.keys()
     other = [key for key in ours.events if ours.completion(key) != theirs.completion(key)]
     assert len(other) <= 1, other
-    tokens = 0
+    moved: list[float] = []
     for key, events in ours.events.items():
         if key in other:
             continue
@@ -174,15 +178,19 @@ def assert_same(ours: Seen, theirs: Seen) -> int:
             assert a.details is not None
             assert b.details is not None
             assert (a.details.action, a.details.remaining) == (b.details.action, b.details.remaining)
-            for name in ("temperature", "top_p", "entropy", "p_max", "pi"):
+            for name in ("entropy", "p_max"):
                 assert getattr(a.details, name) == pytest.approx(getattr(b.details, name), abs=1e-4), name
+            assert (a.details.pi is None) == (b.details.pi is None)
+            read = [(x.temperature, x.top_p, *(x.pi or ())) for x in (a.details, b.details)]
+            moved.append(max(abs(x - y) for x, y in zip(*read, strict=True)))
             assert a.log_probabilities is not None
             assert b.log_probabilities is not None
             assert a.log_probabilities.own == pytest.approx(b.log_probabilities.own, abs=1e-4)
             tops = zip(a.log_probabilities.top, b.log_probabilities.top, strict=True)
             assert all(x[1] == pytest.approx(y[1], abs=1e-4) for x, y in tops)
-            tokens += 1
-    return tokens
+    assert max(moved) < 0.01
+    assert sum(move > 1e-4 for move in moved) < 0.02 * len(moved)
+    return len(moved)
 
 
 # --- the same as the local engine's batch ----------------------------------------------------------------------
