@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 interrupted; 2 something the user can put right, said in o
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -352,50 +353,16 @@ def _push(arguments: Push, console: Console) -> object:
 
 
 def _bench(arguments: Bench, console: Console) -> object:
-    if arguments.name == "engine":
-        from rheostat.bench.engine import bench_engine
-
-        result = bench_engine(arguments.model, arguments.repeats, console)
-    elif arguments.name == "select":
-        from rheostat.bench.select import bench_select
-
-        result = bench_select(arguments.repeats, console)
-    elif arguments.name == "report":
-        from rheostat.bench.report import bench_report
-
-        result = bench_report(arguments.repeats, console)
-    elif arguments.name == "serve":
-        from rheostat.bench.serve import bench_serve
-
-        result = bench_serve(arguments.model, arguments.seconds, console)
-    elif arguments.name == "sampler":
-        from rheostat.bench.sampler import bench_sampler
-
-        result = bench_sampler(arguments.repeats, console)
-    elif arguments.name == "scale":
-        from rheostat.bench.scale import bench_scale
-
-        result = bench_scale(arguments.repeats, console)
-    elif arguments.name == "verify":
-        from rheostat.bench.verify import bench_verify
-
-        result = bench_verify(arguments.repeats, console)
-    elif arguments.name == "store":
-        from rheostat.bench.store import bench_store
-
-        result = bench_store(arguments.repeats, console)
-    elif arguments.name == "check":
-        from rheostat.bench.check import bench_check
-
-        result = bench_check(console)
-    elif arguments.name == "vllm":
-        from rheostat.bench.vllm import bench_vllm
-
-        result = bench_vllm(arguments.model, arguments.repeats, console)
-    else:
-        from rheostat.bench.estimator import bench_estimator
-
-        result = bench_estimator(arguments.model, arguments.repeats, console)
+    name, model, repeats = arguments.name, arguments.model, arguments.repeats
+    own = {
+        "engine": (model, repeats),
+        "estimator": (model, repeats),
+        "vllm": (model, repeats),
+        "serve": (model, arguments.seconds),
+        "check": (),
+    }
+    run = getattr(importlib.import_module(f"rheostat.bench.{name}"), f"bench_{name}")
+    result = run(*own.get(name, (repeats,)), console)
     if not arguments.json_output:
         for name, ratio in result["ratios"].items():
             print(f"{name}: {ratio:.2f}")

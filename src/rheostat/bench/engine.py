@@ -14,6 +14,7 @@ import transformers
 
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter, TokenConfig
 from rheostat.bench.roofline import bench_roofline
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.recording import Recorder
 from rheostat.decoding.spaces import TABLE_14
@@ -82,7 +83,7 @@ def bench_engine(model: str, repeats: int, console: Console) -> dict[str, Any]:
                     tokens = run(repeat)
                     rates[side].append(tokens / (time.perf_counter() - start))
                     bar(2 * repeat + (side == "generate") + 1, 2 * repeats, 0)
-        rows += [_rate(f"{case}: {side}", values) for side, values in rates.items()]
+        rows += [row(f"{case}: {side}", values, "tokens/s") for side, values in rates.items()]
         pairs = [ours / peers for ours, peers in zip(rates["local"], rates["generate"], strict=True)]
         ratios[f"{case}: local/generate"] = round(statistics.median(pairs), 3)
     adapted_rows, adapted_ratios = _adapted(engine, cases[f"uniform {_ROWS}"][0], repeats, console)
@@ -124,17 +125,7 @@ def _adapted(
         f"{side}/static": round(statistics.median(a / b for a, b in zip(rates[side], rates["static"], strict=True)), 3)
         for side in ("adapted", "recorded")
     }
-    return [_rate(side, values) for side, values in rates.items()], ratios
-
-
-def _rate(case: str, values: list[float]) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 2),
-        "unit": "tokens/s",
-        "low": round(min(values), 2),
-        "high": round(max(values), 2),
-    }
+    return [row(side, values, "tokens/s") for side, values in rates.items()], ratios
 
 
 def _prefix(engine: LocalEngine, head: str) -> str:

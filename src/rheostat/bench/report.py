@@ -5,7 +5,6 @@ judged as real ones; the report is written by a process of its own, start includ
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.spaces import strategies_named
 from rheostat.decoding.strategy import ActionSpace, Order
@@ -52,7 +52,7 @@ def bench_report(repeats: int, console: Console) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
         "rollouts": count,
-        "rows": [_row(case, values, unit) for case, units in measured.items() for unit, values in units.items()],
+        "rows": [row(case, values, unit) for case, units in measured.items() for unit, values in units.items()],
         "ratios": {},
     }
 
@@ -157,13 +157,3 @@ def peak_mib() -> float:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 2**10
-
-
-def _row(case: str, values: list[float], unit: str) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 3),
-        "unit": unit,
-        "low": round(min(values), 3),
-        "high": round(max(values), 3),
-    }

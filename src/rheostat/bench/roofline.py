@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.policy import Decision, StepState
 from rheostat.decoding.strategy import Strategy
@@ -99,18 +100,18 @@ def bench_roofline(
                 steps[rows].append(step_seconds(engine, rows))
                 bar(len(_ROWS) * repeat + number + 1, len(_ROWS) * repeats, 0)
     bandwidth, rate = max(copies), max(value for values in rates.values() for value in values)
-    found = [_row("copy", [value / 1e9 for value in copies], "GB/s")]
-    found += [_row(f"matrices, {rows} rows", [v / 1e9 for v in values], "GFLOP/s") for rows, values in rates.items()]
+    found = [row("copy", [value / 1e9 for value in copies], "GB/s")]
+    found += [row(f"matrices, {rows} rows", [v / 1e9 for v in values], "GFLOP/s") for rows, values in rates.items()]
     context = len(engine.tokenizer(_prompt(0).text)["input_ids"]) + _TOKENS // 2
     ratios = {}
     for rows, seconds in steps.items():
         step = step_of(config, rows, context, engine.model.dtype.itemsize)
         least = step.seconds(bandwidth, rate)
         found += [
-            _row(f"step of {rows}: bytes", [step.bytes / 1e6], "MB"),
-            _row(f"step of {rows}: operations", [step.operations / 1e9], "GFLOP"),
-            _row(f"step of {rows}: roofline", [1e3 * least], "ms"),
-            _row(f"step of {rows}: local", [1e3 * value for value in seconds], "ms"),
+            row(f"step of {rows}: bytes", [step.bytes / 1e6], "MB"),
+            row(f"step of {rows}: operations", [step.operations / 1e9], "GFLOP"),
+            row(f"step of {rows}: roofline", [1e3 * least], "ms"),
+            row(f"step of {rows}: local", [1e3 * value for value in seconds], "ms"),
         ]
         ratios[f"step of {rows}: local/roofline"] = round(least / statistics.median(seconds), 3)
     return found, ratios
@@ -184,13 +185,3 @@ def step_seconds(engine: LocalEngine, rows: int) -> float:
 def _prompt(row: int) -> Prompt:
     text = f"{row:03d} bottles of water stand on the table."
     return Prompt(text, text)
-
-
-def _row(case: str, values: list[float], unit: str) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 3),
-        "unit": unit,
-        "low": round(min(values), 3),
-        "high": round(max(values), 3),
-    }

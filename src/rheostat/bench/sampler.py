@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.policy import Decision, SamplingParameters
 from rheostat.decoding.sampling import draw
@@ -64,7 +65,9 @@ def bench_sampler(repeats: int, console: Console) -> dict[str, Any]:
                     done += 1
                     bar(done, total, 0)
                 case = f"{_ROWS} x {vocabulary}, {mix}"
-                rows += [_row(f"{case}: {side}", values) for side, values in seconds.items()]
+                rows += [
+                    row(f"{case}: {side}", [1e3 * value for value in values], "ms") for side, values in seconds.items()
+                ]
                 pairs = zip(seconds["sorting"], seconds["ours"], strict=True)
                 ratios[f"{case}: sorting/ours"] = round(statistics.median(peer / ours for peer, ours in pairs), 3)
     return {
@@ -110,14 +113,3 @@ def sorting_draw(logits_BV: Float[Tensor, "B V"], parameters: SamplingParameters
     p_BV = logits_BV.softmax(-1)
     drawn_B = (p_BV / torch.empty_like(p_BV).exponential_()).argmax(-1)
     return torch.where(greedy_B, logits_BV.argmax(-1), drawn_B)
-
-
-def _row(case: str, values: list[float]) -> dict[str, Any]:
-    milliseconds = [1e3 * value for value in values]
-    return {
-        "case": case,
-        "value": round(statistics.median(milliseconds), 3),
-        "unit": "ms",
-        "low": round(min(milliseconds), 3),
-        "high": round(max(milliseconds), 3),
-    }

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter, TokenConfig
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.recording import Steps
@@ -97,11 +98,11 @@ def bench_scale(repeats: int, console: Console) -> dict[str, Any]:
     rows = []
     for workers, own in runs.items():
         for name, unit in (("efficiency", "share"), ("driver", "processors"), ("rollouts", "1/s"), ("broadcast", "s")):
-            rows.append(_row(f"{workers} workers: {name}", [getattr(run, name) for run in own], unit))
+            rows.append(row(f"{workers} workers: {name}", [getattr(run, name) for run in own], unit))
     for size in _HIDDEN:
         for tokens in _TOKENS:
             seconds = [update_seconds(size, tokens) for _ in range(repeats)]
-            rows.append(_row(f"one gradient step, hidden size {size}, {tokens} recorded tokens", seconds, "s"))
+            rows.append(row(f"one gradient step, hidden size {size}, {tokens} recorded tokens", seconds, "s"))
     return {
         "bench": "scale",
         "machine": machine(),
@@ -179,13 +180,3 @@ def update_seconds(hidden: int, tokens: int) -> float:
         loss, _ = surrogate_loss(adapter, steps[index_N], torch.randn(len(index_N)), tokens // 100, config)
         loss.backward()  # type: ignore[no-untyped-call]
     return time.perf_counter() - start
-
-
-def _row(case: str, values: list[float], unit: str) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 4),
-        "unit": unit,
-        "low": round(min(values), 4),
-        "high": round(max(values), 4),
-    }

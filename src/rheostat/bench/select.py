@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.selection import Candidates, greedy_selection, selection_stability
 from rheostat.decoding.spaces import candidate_grid
@@ -48,9 +49,9 @@ def bench_select(repeats: int, console: Console) -> dict[str, Any]:
                 run()
                 seconds[side].append(time.perf_counter() - start)
                 bar(len(sides) * repeat + number + 1, len(sides) * repeats, 0)
-    rows = [_row(side, values, "s") for side, values in seconds.items()]
+    rows = [row(side, values, "s") for side, values in seconds.items()]
     rows += [
-        _row(f"{side}: peak memory", [_peak_gib(run) + rewards_PAS.nbytes / 2**30], "GiB")
+        row(f"{side}: peak memory", [_peak_gib(run) + rewards_PAS.nbytes / 2**30], "GiB")
         for side, run in list(sides.items())[:2]
     ]
     pairs = zip(seconds["choice alone: eager"], seconds["choice alone: lazy"], strict=True)
@@ -94,13 +95,3 @@ def _peak_gib(run: Callable[[], object]) -> float:
         return tracemalloc.get_traced_memory()[1] / 2**30
     finally:
         tracemalloc.stop()
-
-
-def _row(case: str, values: list[float], unit: str) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 3),
-        "unit": unit,
-        "low": round(min(values), 3),
-        "high": round(max(values), 3),
-    }

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.strategy import Strategy
 from rheostat.engines.base import Engine, Request
@@ -66,15 +67,15 @@ def bench_serve(model: str, seconds: float, console: Console) -> dict[str, Any]:
     later = sorted(seconds for came, seconds in served["load"].first_token if came > served["warm"])
     outcomes = served["load"].outcomes
     rows = [
-        _row("served", served["rate"], "tokens/s"),
-        {**_row("offline", peer, "tokens/s"), "low": round(min(offline), 3), "high": round(max(offline), 3)},
-        _row("time to first token, p50", first[len(first) // 2], "s"),
-        _row("time to first token, p95", first[int(0.95 * len(first))], "s"),
-        _row("time to first token after the warm-up, p50", later[len(later) // 2], "s"),
-        _row("time to first token after the warm-up, p95", later[int(0.95 * len(later))], "s"),
-        *(_row(f"requests: {name}", count, "requests") for name, count in sorted(outcomes.items())),
-        *(_row(name, value, unit) for name, value, unit in served["left"]),
-        _row("exit code after SIGTERM", code, ""),
+        row("served", [served["rate"]], "tokens/s"),
+        row("offline", offline, "tokens/s"),
+        row("time to first token, p50", [first[len(first) // 2]], "s"),
+        row("time to first token, p95", [first[int(0.95 * len(first))]], "s"),
+        row("time to first token after the warm-up, p50", [later[len(later) // 2]], "s"),
+        row("time to first token after the warm-up, p95", [later[int(0.95 * len(later))]], "s"),
+        *(row(f"requests: {name}", [count], "requests") for name, count in sorted(outcomes.items())),
+        *(row(name, [value], unit) for name, value, unit in served["left"]),
+        row("exit code after SIGTERM", [code], ""),
     ]
     return {
         "bench": "serve",
@@ -83,10 +84,6 @@ def bench_serve(model: str, seconds: float, console: Console) -> dict[str, Any]:
         "rows": rows,
         "ratios": {"served/offline": round(served["rate"] / peer, 3)},
     }
-
-
-def _row(case: str, value: float, unit: str) -> dict[str, Any]:
-    return {"case": case, "value": round(value, 3), "unit": unit, "low": round(value, 3), "high": round(value, 3)}
 
 
 def _asked(draw: random.Random) -> tuple[str, int]:

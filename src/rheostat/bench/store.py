@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.spaces import TABLE_13
 from rheostat.environment import machine, versions
@@ -54,12 +55,12 @@ def bench_store(repeats: int, console: Console, counts: Sequence[int] = (10_000,
         for (operation, side), values in seconds.items():
             is_rate = operation in _RATES
             shown = [count / value for value in values] if is_rate else values
-            rows.append(_row(f"{count} {operation}: {side}", shown, "rollouts/s" if is_rate else "s"))
+            rows.append(row(f"{count} {operation}: {side}", shown, "rollouts/s" if is_rate else "s"))
             if side == "store":
                 pairs = zip(seconds[operation, "jsonl"], values, strict=True)
                 speed = statistics.median(theirs / ours for theirs, ours in pairs)
                 ratios[f"{count} {operation}: store/jsonl"] = round(speed, 3)
-        rows += [_row(f"{count} on disk: {side}", [size / 2**20], "MiB") for side, size in sizes.items()]
+        rows += [row(f"{count} on disk: {side}", [size / 2**20], "MiB") for side, size in sizes.items()]
         ratios[f"{count} on disk: jsonl/store"] = round(sizes["jsonl"] / sizes["store"], 3)
     return {"bench": "store", "machine": machine(), "versions": versions(), "rows": rows, "ratios": ratios}
 
@@ -111,9 +112,9 @@ def _jsonl(folder: Path, batches: Sequence[Sequence[Rollout]]) -> dict[str, Call
 
     def accuracy() -> dict[str, float]:
         verdicts: dict[str, list[bool]] = defaultdict(list)
-        for row in read().values():
-            if row["correct"] is not None:
-                verdicts[row["strategy"]].append(row["correct"])
+        for found in read().values():
+            if found["correct"] is not None:
+                verdicts[found["strategy"]].append(found["correct"])
         return {strategy: statistics.fmean(values) for strategy, values in verdicts.items()}
 
     return _operations(batches, append, lambda: len(read()), find, accuracy)
@@ -174,13 +175,3 @@ def made_up_batches(count: int, seed: int = 0) -> list[list[Rollout]]:
             )
         )
     return [rollouts[start : start + _BATCH] for start in range(0, count, _BATCH)]
-
-
-def _row(case: str, values: list[float], unit: str) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 4),
-        "unit": unit,
-        "low": round(min(values), 4),
-        "high": round(max(values), 4),
-    }

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.environment import machine, versions
 from rheostat.tasks import sandbox_connection
@@ -69,10 +70,10 @@ def bench_verify(repeats: int, console: Console, hanging: bool = True) -> dict[s
                     verdicts[side] += found
                 bar(repeat + 1, repeats, 0)
         *ours, peer = sides
-        rows += [_row(f"{name}: {side}", values, "verdicts/s") for side, values in rates.items()]
-        rows += [_row(f"{name}: right verdicts, {side}", [_share(verdicts[side], truth)], "share") for side in sides]
+        rows += [row(f"{name}: {side}", values, "verdicts/s") for side, values in rates.items()]
+        rows += [row(f"{name}: right verdicts, {side}", [_share(verdicts[side], truth)], "share") for side in sides]
         for side in ours:
-            rows.append(_row(f"{name}: equal verdicts, {side}", [_share(verdicts[side], verdicts[peer])], "share"))
+            rows.append(row(f"{name}: equal verdicts, {side}", [_share(verdicts[side], verdicts[peer])], "share"))
             pairs = zip(rates[side], rates[peer], strict=True)
             ratios[f"{name}: {side}/{peer}"] = round(statistics.median(a / b for a, b in pairs), 3)
     if hanging:
@@ -104,8 +105,8 @@ def _made_to_hang(console: Console) -> list[dict[str, Any]]:
                 seconds["math-verify"].append(_PATIENCE)
                 killed += 1
             bar(done + 1, len(cases), 0)
-    rows = [_row(f"math, made to hang: {side}", values, "s") for side, values in seconds.items()]
-    return [*rows, _row("math, made to hang: math-verify killed", [killed / len(cases)], "share")]
+    rows = [row(f"math, made to hang: {side}", values, "s") for side, values in seconds.items()]
+    return [*rows, row("math, made to hang: math-verify killed", [killed / len(cases)], "share")]
 
 
 def by_math_verifier(cases: Sequence[Case]) -> tuple[float, list[bool]]:
@@ -310,13 +311,3 @@ _BROKEN = {
     4: "\ndef {name}(given):\n    return {{}}[given]\n",
     7: "\ndef {name}(given:\n",
 }
-
-
-def _row(case: str, values: list[float], unit: str) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 3),
-        "unit": unit,
-        "low": round(min(values), 3),
-        "high": round(max(values), 3),
-    }

@@ -17,6 +17,7 @@ from typing import Any
 
 from rheostat.adapters.files import BaseModel, save_adapter
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter, TokenConfig
+from rheostat.bench.rows import row
 from rheostat.console import Console
 from rheostat.decoding.recording import Recorder
 from rheostat.decoding.spaces import TABLE_14
@@ -61,7 +62,7 @@ def bench_vllm(model: str, repeats: int, console: Console) -> dict[str, Any]:
             rates = _interleaved(
                 _sides(engine, local, AdaptiveDecoding(adapter.to(engine.info.device)), count), repeats, console
             )
-            rows += [_rate(f"{count} rows: {side}", values) for side, values in rates.items()]
+            rows += [row(f"{count} rows: {side}", values, "tokens/s") for side, values in rates.items()]
             for side, peer in (("adapted", "plain"), ("policy", "plain"), ("recorded", "policy"), ("local", "plain")):
                 pairs = [a / b for a, b in zip(rates[side], rates[peer], strict=True)]
                 ratios[f"{count} rows: {side}/{peer}"] = round(statistics.median(pairs), 3)
@@ -124,13 +125,3 @@ def _version() -> str:
     import vllm
 
     return str(vllm.__version__)
-
-
-def _rate(case: str, values: list[float]) -> dict[str, Any]:
-    return {
-        "case": case,
-        "value": round(statistics.median(values), 2),
-        "unit": "tokens/s",
-        "low": round(min(values), 2),
-        "high": round(max(values), 2),
-    }

@@ -102,7 +102,7 @@ def exponentiate(
 ) -> Float[Tensor, "R V"]:
     """exp(x / T) of float32 x ≤ 0 and temperatures above zero.
 
-    By way of exp2: on CPUs torch's exp takes three times as long, and up to forty times where results have less than
+    By way of exp2: on CPUs torch's exp takes three times as long, and twenty times as long where results have less than
     the smallest normal number, as most tokens of a vocabulary have at low temperatures.
     """
     # T stays a float32 above zero, so that the smallest T cannot give 0 / 0

@@ -231,8 +231,10 @@ class LocalEngine:
         self._prefixes.clear()
 
     @torch.inference_mode()
-    def prefill(self, ids_BL: Tensor, position_BL: Tensor, padding_BL: Tensor, cache: RowCache) -> Fed:
-        """Run prompt tokens through the model in passes of bounded memory.
+    def prefill(
+        self, ids_BL: Tensor, position_BL: Tensor, padding_BL: Tensor, cache: RowCache, *, logits: bool = False
+    ) -> Fed:
+        """Run prompt tokens through the model in passes of bounded memory; without ``logits`` there are none.
 
         Tokens with ``padding_BL`` 1 are invisible and left out of the sum of hidden states.
         """
@@ -246,8 +248,9 @@ class LocalEngine:
             hidden_LC = causal_LC | padding_BL[:, None, None, :end].bool()
             # a padding query sees itself, so that its softmax is defined
             hidden_LC &= torch.arange(end, device=self.device) != torch.arange(start, end, device=self.device)[:, None]
+            mask, is_last = cache.mask(hidden_LC), end == length
             hidden_BLH, logits_BV = self._run(
-                ids_BL[:, start:end], position_BL[:, start:end], cache.mask(hidden_LC), cache
+                ids_BL[:, start:end], position_BL[:, start:end], mask, cache, logits=logits and is_last
             )
             seen_BL = 1 - padding_BL[:, start:end]
             sum_BH += (hidden_BLH.float() * seen_BL[..., None]).sum(1)
@@ -256,22 +259,28 @@ class LocalEngine:
     @torch.inference_mode()
     def step(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
         """One token per row: hidden_BH after the final norm, and float32 logits_BV."""
-        hidden_BLH, logits_BV = self._run(token_B[:, None], position_B[:, None], mask, cache)
+        hidden_BLH, logits_BV = self._run(token_B[:, None], position_B[:, None], mask, cache, logits=True)
         return hidden_BLH[:, -1], logits_BV
 
-    def _run(self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
-        """A pass: hidden_BLH after the final norm, and float32 logits_BV of the last tokens."""
-        output = self.model(
-            input_ids=ids_BL,
-            position_ids=position_BL,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            rheostat_prefix=cache.prefix,
-        )
+    def _run(
+        self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache, *, logits: bool
+    ) -> tuple[Tensor, Tensor]:
+        """A pass: hidden_BLH after the final norm, and float32 logits_BV of the last tokens where they are wanted."""
+        inputs = {
+            "input_ids": ids_BL,
+            "position_ids": position_BL,
+            "attention_mask": mask,
+            "past_key_values": cache,
+            "use_cache": True,
+            "rheostat_prefix": cache.prefix,
+        }
+        if logits:
+            logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+        else:
+            self.model.base_model(**inputs)
+            logits_BV = torch.empty(len(ids_BL), 0, device=self.device)
         cache.step(ids_BL.shape[1])
-        return self._hidden_BLH, output.logits[:, -1].float()
+        return self._hidden_BLH, logits_BV
 
     @torch.inference_mode()
     def run_flat(self, id_N: Tensor, position_N: Tensor, last_B: Tensor, cache: SlotCache) -> tuple[Tensor, Tensor]:
@@ -303,13 +312,14 @@ class _LocalRows:
         self.cache = RowCache(engine.prefix(tuple(prompts[0][:shared])))
         self.position_B = self.lengths - 1  # of the last token in the cache
 
-    def _prefill(self) -> Fed:
+    def _prefill(self, *, logits: bool) -> Fed:
         start = self.lengths - self.padding_BL.shape[1]
         own = torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device)
-        return self.engine.prefill(self.ids_BL, (start[:, None] + own).clamp(min=0), self.padding_BL, self.cache)
+        position_BL = (start[:, None] + own).clamp(min=0)
+        return self.engine.prefill(self.ids_BL, position_BL, self.padding_BL, self.cache, logits=logits)
 
     def embed(self, pooling: Pooling) -> Tensor:
-        fed = self._prefill()
+        fed = self._prefill(logits=False)
         if pooling is Pooling.LAST:
             return fed.hidden_BH
         prefix_sum_H = self.cache.prefix.hidden_sum_H
@@ -317,7 +327,7 @@ class _LocalRows:
         return (fed.sum_BH + prefix_sum_H.to(fed.sum_BH.device)) / self.lengths[:, None]
 
     def begin(self) -> tuple[Tensor, Tensor]:
-        fed = self._prefill()
+        fed = self._prefill(logits=True)
         return fed.hidden_BH, fed.logits_BV
 
     def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
