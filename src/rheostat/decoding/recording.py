@@ -42,7 +42,7 @@ def row_statistics(logits_BV: Float[Tensor, "B V"]) -> RowStatistics:
         below_BV.clamp_(min=-80)
         weight_BV = exponentiate(below_BV, torch.ones(()))
         total_B = weight_BV.sum(-1)
-        entropy_B = total_B.log() - torch.einsum("bv,bv->b", weight_BV, below_BV) / total_B
+        entropy_B = total_B.log() - torch.linalg.vecdot(weight_BV, below_BV) / total_B
         parts.append((peak_B, peak_B + total_B.log(), entropy_B.clamp(min=0), 1 / total_B))
     return RowStatistics(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
