@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rheostat.decoding.policy import FixedStrategies, SamplingParameters
@@ -299,7 +300,7 @@ def test_prefill_in_several_passes(pair: Pair, baseline: Baseline, limit: str, m
 
 
 def test_batches_split_by_memory(pair: Pair, baseline: Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_CACHE_BYTES", 100_000)
+    monkeypatch.setattr(pair.engine, "_cache_bytes", 100_000)
     batches = []
     original = pair.engine._batches
 
@@ -313,11 +314,49 @@ def test_batches_split_by_memory(pair: Pair, baseline: Baseline, monkeypatch: py
     assert len(batches) > 3
 
 
+def test_samples_of_one_prompt_split_by_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the limit, keys and values or logits, batches keep to it, and completions are those of one batch."""
+    requests = [Request(Prompt("p", TEXTS[1]), Strategy(1.0), sample, 3, 12) for sample in range(20)]
+    whole = pair.engine.generate(requests)
+    sizes: list[int] = []
+    original = local.decode
+
+    def watch(rows, vocabulary, some, *rest):  # type: ignore[no-untyped-def]
+        sizes.append(len(some))
+        return original(rows, vocabulary, some, *rest)
+
+    monkeypatch.setattr(local, "decode", watch)
+    row = 13 * pair.engine.bytes_per_token
+    for name, most in (("_cache_bytes", 7 * row), ("batch_bytes", 7 * (row + 16 * len(pair.engine.vocabulary.texts)))):
+        with monkeypatch.context() as patch:
+            patch.setattr(pair.engine, name, most)
+            sizes.clear()
+            assert pair.engine.generate(requests) == whole
+            assert sizes == [7, 7, 6], name
+
+
+def test_an_answer_that_does_not_fit_is_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing, and the budget that fits: that one runs, the next does not."""
+    monkeypatch.setattr(pair.engine, "_cache_bytes", 1)  # every row is alone
+    monkeypatch.setattr(local, "free_memory", lambda _: 100 * pair.engine.bytes_per_token)
+    prompt = Prompt("p", TEXTS[0])
+    with pytest.raises(ModelError, match=r"p'.* 0\.00 GB is missing; lower max_tokens to (\d+)$") as caught:
+        pair.engine.generate([Request(prompt, Strategy(0), 0, 0, 150)])
+    fits = int(str(caught.value).split()[-1])
+    assert 0 < fits < 100
+    assert pair.engine.generate([Request(prompt, Strategy(0), 0, 0, fits)])[0].token_ids
+    with pytest.raises(ModelError, match=f"to {fits}$"):
+        pair.engine.generate([Request(prompt, Strategy(0), 0, 0, fits + 1)])
+    monkeypatch.setattr(local, "free_memory", lambda _: 3 * pair.engine.bytes_per_token)
+    with pytest.raises(ModelError, match=r"free some memory, or take a smaller model$"):
+        pair.engine.generate([Request(prompt, Strategy(0), 0, 0, 1)])
+
+
 def test_policy_knows_requests_by_their_position_in_the_call(
     pair: Pair, baseline: Baseline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However the call is split, a policy that looks requests up by ``request_S`` finds its own."""
-    monkeypatch.setattr(local, "_CACHE_BYTES", 100_000)
+    monkeypatch.setattr(pair.engine, "_cache_bytes", 100_000)
     policy = FixedStrategies([request.strategy for request in baseline.requests])
     baseline.check(pair.engine.generate(baseline.requests, policy))
 
@@ -335,6 +374,22 @@ def test_shared_prefix_is_shared(pair: Pair) -> None:
 
 
 # --- refusals and identity ---------------------------------------------------------------------------------------
+
+
+def test_a_model_that_does_not_fit_is_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [tensor.numel() for tensor in load_file(pair.folder / "model.safetensors").values()]
+    for dtype, itemsize in ((torch.float32, 4), (torch.bfloat16, 2)):
+        need = itemsize * (sum(sizes) + max(sizes))
+        monkeypatch.setattr(local, "free_memory", lambda _, need=need: need)
+        LocalEngine(pair.folder, dtype=dtype, device="cpu")
+        monkeypatch.setattr(local, "free_memory", lambda _, need=need: need - 1)
+        with pytest.raises(ModelError, match=r"take .* GB in (float32|bfloat16), and .* is missing; free some memory"):
+            LocalEngine(pair.folder, dtype=dtype, device="cpu")
+
+
+def test_dtypes_that_it_does_not_compute_in_are_refused(pair: Pair) -> None:
+    with pytest.raises(ModelError, match=r"computes in bfloat16, float16, float32, not in int8"):
+        LocalEngine(pair.folder, dtype=torch.int8, device="cpu")
 
 
 def test_info(pair: Pair) -> None:

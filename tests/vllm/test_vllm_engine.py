@@ -1,13 +1,16 @@
 """The engine over vLLM against plain transformers and against the local engine."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 from tiny_vllm import CONTEXT, TEXTS, Plain, plain_of, save_model
+from torch import Tensor
 
 from rheostat.decoding.policy import FixedStrategies, SamplingParameters
 from rheostat.decoding.recording import Recorder
@@ -15,6 +18,7 @@ from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines.base import Engine, Pooling, Request
 from rheostat.engines.local import LocalEngine
+from rheostat.engines.vllm_calls import WholePass
 from rheostat.errors import ConfigError, ModelError
 from rheostat.types import FinishReason, Prompt
 
@@ -63,6 +67,29 @@ def test_embeddings(engine: Engine, oracle: Plain, pooling: Pooling) -> None:
         hidden_TH, _ = oracle.forward(oracle.ids(text))
         expected_H = hidden_TH[-1] if pooling is Pooling.LAST else hidden_TH.mean(0)
         torch.testing.assert_close(row, expected_H, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_read_a_shared_prefix_once(engine: Any, oracle: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means over tokens of which most ran for another prompt, in the same pass or before, whole blocks and not."""
+    prefix = "A number is prime if nothing but 1 and itself divides it. " * 2
+    texts = [prefix + tail * n for n in (1, 2, 7, 20) for tail in ("2", "é", " a b")] + [prefix, prefix[:90]]
+    starts: list[int] = []
+    original = WholePass.rows
+
+    def rows(self: WholePass, last_B: Sequence[int]) -> list[tuple[int, Tensor]]:
+        found = original(self, last_B)
+        starts.extend(start for start, _ in found)
+        return found
+
+    monkeypatch.setattr(WholePass, "rows", rows)
+    order = np.random.default_rng(0).permutation(len(texts)).tolist()
+    for some in (order, order[::-1], order[3:7]):
+        found_PH = engine.embed([Prompt(str(i), texts[i]) for i in some], Pooling.MEAN)
+        for row, index in zip(found_PH, some, strict=True):
+            expected_H = oracle.forward(oracle.ids(texts[index]))[0].mean(0)
+            torch.testing.assert_close(row, expected_H, rtol=1e-4, atol=1e-4)
+    assert len([start for start in starts if start]) > 20
+    assert starts.count(0) >= 3  # nothing from the call before
 
 
 def test_nothing_asked(engine: Engine) -> None:

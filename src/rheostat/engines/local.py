@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,21 +10,24 @@ from pathlib import Path
 import torch
 import transformers
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order
-from rheostat.engines.allocation import keep_freed_memory
 from rheostat.engines.attention import NAME, Prefix, RowCache
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.layers import speed_up
+from rheostat.engines.machine import free_memory, keep_freed_memory, steady
 from rheostat.engines.slots import LocalSlots, SlotCache
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
 
-_CACHE_BYTES = 512 << 20  # keys and values of one batch
+_CACHE_BYTES = 512 << 20  # keys and values of one batch on a CPU, where more rows gain nothing
+_LOGITS = 4  # copies of a row's float32 logits at a time, the sampler's included
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PREFILL_TOKENS = 4096  # tokens in one pass of the model
 _SCORE_BYTES = 64 << 20  # attention scores of one layer in one pass
 _PREFIXES = 8  # shared prefixes kept for later batches
@@ -48,7 +52,8 @@ class LocalEngine:
         device: by default the first GPU, else the CPU.
 
     Raises:
-        ModelError: the folder holds no usable causal language model, or one whose attention is not full.
+        ModelError: the folder holds no usable causal language model, or one whose attention is not full, or there is
+            not enough memory for it.
     """
 
     def __init__(
@@ -80,6 +85,10 @@ class LocalEngine:
         self._hidden_BLH = torch.empty(0)
         self.model.base_model.register_forward_hook(self._keep_hidden)
         self._heads = config.num_attention_heads
+        # half of what is free is planned for: prompts, prefixes and attention need some, and so may others
+        self.batch_bytes = steady(free_memory(self.device) // 2)
+        self._cache_bytes = min(self.batch_bytes, _CACHE_BYTES) if self.device.type == "cpu" else self.batch_bytes
+        self._logit_bytes = _LOGITS * 4 * size
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._endings: dict[tuple[str, ...], Tensor] = {}
 
@@ -115,10 +124,15 @@ class LocalEngine:
         tokens = self._tokenize(prompts, budgets)
         policy = policy or own_strategies(requests, self.device)
         results: dict[int, Completion] = {}
-        for batch in self._batches(tokens, [len(of_prompt[prompt]) for prompt in prompts], budgets):
-            members = [(row, index) for row, p in enumerate(batch) for index in of_prompt[prompts[p]]]
+        parts: list[tuple[int, list[int]]] = []  # prompts, and those of their requests that a batch can hold
+        for p, prompt in enumerate(prompts):
+            most, mine = self._most_samples(prompt, len(tokens[p]), budgets[p]), of_prompt[prompt]
+            parts += [(p, mine[first : first + most]) for first in range(0, len(mine), most)]
+        of_part = [tokens[p] for p, _ in parts]
+        for batch in self._batches(of_part, [len(mine) for _, mine in parts], [budgets[p] for p, _ in parts]):
+            members = [(row, index) for row, part in enumerate(batch) for index in parts[part][1]]
             completions = decode(
-                _LocalRows(self, [tokens[p] for p in batch]),
+                _LocalRows(self, [of_part[part] for part in batch]),
                 self.vocabulary,
                 [requests[index] for _, index in members],
                 [row for row, _ in members],
@@ -191,7 +205,7 @@ class LocalEngine:
             common = min(shared, _common_prefix(tokens[batch[0]], tokens[index])) if batch else length
             extra_prefill = (len(batch) - 1) * shared - len(batch) * common
             own_tokens = row_tokens + count * (length + budgets[index]) - (rows + count) * common
-            is_large = own_tokens * self.bytes_per_token > _CACHE_BYTES
+            is_large = not self._fits(own_tokens, rows + count)
             if batch and (extra_prefill > _PASS_TOKENS * budgets[index] or is_large):
                 yield batch
                 batch, common, rows, row_tokens = [], length, 0, 0
@@ -199,6 +213,33 @@ class LocalEngine:
             shared, rows, row_tokens = common, rows + count, row_tokens + count * (length + budgets[index])
         if batch:
             yield batch
+
+    def _fits(self, tokens: int, rows: int) -> bool:
+        """Whether a batch whose rows come to so many tokens beside what they share keeps to the memory planned."""
+        kept = tokens * self.bytes_per_token
+        return kept <= self._cache_bytes and kept + rows * self._logit_bytes <= self.batch_bytes
+
+    def _most_samples(self, prompt: Prompt, length: int, budget: int) -> int:
+        """How many answers to a prompt a batch holds; they share all but its last token. One runs in any case.
+
+        Raises:
+            ModelError: not even one fits in the memory that is free.
+        """
+        own = 1 + budget
+        kept = own * self.bytes_per_token
+        most = min(self._cache_bytes // kept, self.batch_bytes // (kept + self._logit_bytes))
+        if most:
+            return most
+        whole, free = (length + budget) * self.bytes_per_token + self._logit_bytes, free_memory(self.device)
+        if whole > free:
+            room = (free - self._logit_bytes) // self.bytes_per_token - length
+            advice = f"lower max_tokens to {room}" if room > 0 else "free some memory, or take a smaller model"
+            raise ModelError(
+                f"prompt of problem {prompt.problem_id!r}: its {length} tokens and {budget} more take "
+                f"{_gigabytes(whole)} of keys and values, and {_gigabytes(free)} is free on {self.device.type}: "
+                f"{_gigabytes(whole - free)} is missing; {advice}"
+            )
+        return 1
 
     @property
     def bytes_per_token(self) -> int:
@@ -374,10 +415,33 @@ def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _check_size(path: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse weights that do not fit, before minutes go into loading them; the largest is there twice for a while."""
+    sizes = []
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            names = list(tensors.keys())
+            sizes += [math.prod(tensors.get_slice(name).get_shape()) * dtype.itemsize for name in names]
+    need, free = sum(sizes) + max(sizes, default=0), free_memory(device)
+    if need > free:
+        raise ModelError(
+            f"{path}: its weights take {_gigabytes(need)} in {str(dtype).removeprefix('torch.')}, and "
+            f"{_gigabytes(free)} is free on {device.type}: {_gigabytes(need - free)} is missing; free some memory, or "
+            "take a smaller model"
+        )
+
+
 def _load(
     path: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    """Model and tokenizer from a local folder, refusing what the engine cannot run exactly."""
+    """Model and tokenizer from a local folder, refusing what the engine cannot run exactly or has no memory for."""
+    if dtype not in _DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
+        raise ModelError(f"{path}: the local engine computes in {names}, not in {str(dtype).removeprefix('torch.')}")
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()  # loading takes a second
     try:
@@ -387,6 +451,7 @@ def _load(
         kinds = set(getattr(text_config, "layer_types", None) or [window])
         if kinds != {"full_attention"}:
             raise ModelError(f"{path}: the local engine runs full attention only, this model has {sorted(kinds)}")
+        _check_size(path, dtype, device)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=NAME, local_files_only=True
         )

@@ -18,7 +18,7 @@ from rheostat.engines.continuous import Fed
 if TYPE_CHECKING:
     from rheostat.engines.local import LocalEngine
 
-_CACHE_BYTES = 2 << 30  # keys and values of all rows
+_CACHE_BYTES = 2 << 30  # keys and values of all rows on a CPU
 _ROOM, _ROWS = 64, 8  # tokens and rows by which buffers grow: copies stay rare, waste stays small
 
 
@@ -134,7 +134,8 @@ class LocalSlots:
     def __init__(self, engine: "LocalEngine") -> None:
         self._engine = engine
         self._cache = SlotCache()
-        self.capacity = max(1, _CACHE_BYTES // engine.bytes_per_token)
+        most = min(engine.batch_bytes, _CACHE_BYTES) if engine.device.type == "cpu" else engine.batch_bytes
+        self.capacity = max(1, most // engine.bytes_per_token)
 
     @torch.inference_mode()
     def feed(self, tokens: Sequence[Sequence[int]]) -> Fed:

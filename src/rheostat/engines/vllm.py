@@ -107,11 +107,11 @@ class VllmEngine:
         result_PH = torch.empty(len(prompts), self.info.hidden_size)
         if pooling is Pooling.MEAN:
             self.keep_whole_passes()
-        self._run(
-            Embedding(self, pooling, [len(ids) for ids in tokens], result_PH),
-            tokens,
-            [{"max_tokens": 1, "skip_reading_prefix_cache": True} for _ in tokens],
-        )
+        # of what the prefix cache holds already, nobody kept the states
+        is_known = pooling is Pooling.LAST or self.llm.reset_prefix_cache()
+        block = self.llm.llm_engine.vllm_config.cache_config.block_size
+        call = Embedding(self, pooling, tokens, result_PH, block)
+        self._run(call, tokens, [{"max_tokens": 1, "skip_reading_prefix_cache": not is_known} for _ in tokens])
         return result_PH
 
     def generate(
@@ -243,7 +243,7 @@ class VllmEngine:
 
     def run_pass(self, call: Call) -> None:
         """One pass of the model over the requests that vLLM holds, all of them ``call``'s."""
-        self._call, self._whole_pass = call, None
+        self._call = call
         try:
             self.llm.llm_engine.step()
         finally:
@@ -262,9 +262,8 @@ class VllmEngine:
         return Completion(text[: min(cuts, default=len(text))], tuple(output.token_ids), reason)
 
     @property
-    def whole_pass(self) -> WholePass:
-        """The last pass, where :meth:`keep_whole_passes` came before it."""
-        assert self._whole_pass is not None
+    def whole_pass(self) -> WholePass | None:
+        """The pass whose tokens are being drawn, if it was watched: see :meth:`keep_whole_passes`."""
         return self._whole_pass
 
     def keep_whole_passes(self) -> None:
@@ -294,6 +293,7 @@ class VllmEngine:
         # vLLM runs in inference mode; what an observer keeps is trained on later, which such tensors refuse
         with torch.inference_mode(False), torch.no_grad():
             token_S = self._call.sample(logits_BV, hidden_BH, row_S, slot_S, t_S)
+        self._whole_pass = None
         if token_S is not None:
             rows = torch.from_numpy(row_S).to(logits_BV.device)
             logits_BV.index_fill_(0, rows, -torch.inf)

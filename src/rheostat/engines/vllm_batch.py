@@ -117,9 +117,12 @@ class VllmBatch:
                 continue
             last_H = hidden_BH[position].float().cpu()
             mean_H = last_H
-            if len(job.token_ids) > 1:  # a pass of single tokens may be one that a GPU replays, and nothing watches
+            if (
+                self._engine.whole_pass is not None
+            ):  # a GPU may replay a pass of single tokens, and nothing watches that
                 last_B = [len(other.job.token_ids) + len(other.tokens) - 1 for other in rows]
-                (mean_H,) = self._engine.whole_pass.means([position], last_B)
+                _, hidden_CH = self._engine.whole_pass.rows(last_B)[position]
+                mean_H = hidden_CH.float().mean(0).cpu()
             try:
                 job.strategy = job.choose(PromptState(last_H, mean_H, logits_BV[position].cpu()))
             except RheostatError as error:

@@ -1,7 +1,7 @@
 """Who uses vLLM's engine, and what happens at every pass of the model meanwhile: tokens are drawn, states are read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -42,15 +42,15 @@ class WholePass:
     hidden_LH: Float[Tensor, "L H"]
     position_L: Int[Tensor, " L"]
 
-    def means(self, rows: Sequence[int], last_B: Sequence[int]) -> Float[Tensor, "P H"]:
-        """Of each of ``rows``, over its tokens in this pass; ``last_B`` is the last token's position, of every row."""
+    def rows(self, last_B: Sequence[int]) -> list[tuple[int, Float[Tensor, "C H"]]]:
+        """Of every row, the position where it begins in this pass and its states; ``last_B`` is where each ends."""
         position_L = self.position_L.tolist()
         parts, first = [], 0
         for last in last_B:
             end = first + last + 1 - position_L[first]
-            parts.append(slice(first, end))
+            parts.append((position_L[first], self.hidden_LH[first:end]))
             first = end
-        return torch.stack([self.hidden_LH[parts[row]].float().mean(0) for row in rows]).cpu()
+        return parts
 
 
 @dataclass(slots=True)
@@ -94,12 +94,22 @@ class Decoding:
 
 @dataclass(slots=True)
 class Embedding:
-    """A call that wants hidden states: of the prompts' last tokens, or the mean over all of them."""
+    """A call that wants hidden states: of the prompts' last tokens, or the mean over all of them.
+
+    Attributes:
+        engine: whose passes it reads; its prefix cache is empty when the call begins.
+        tokens: of every prompt.
+        result_PH: filled in.
+        block: tokens that vLLM keeps together; what a prompt shares with one before it is a multiple of this.
+    """
 
     engine: "VllmEngine"
     pooling: Pooling
-    lengths: Sequence[int]
+    tokens: Sequence[Sequence[int]]
     result_PH: Tensor
+    block: int
+    # sums over the first tokens of prompts that have run, by these tokens: what vLLM need not compute again
+    _sums: dict[tuple[int, ...], Float[Tensor, " H"]] = field(default_factory=dict)
 
     def sample(
         self,
@@ -111,6 +121,23 @@ class Embedding:
     ) -> None:
         if self.pooling is Pooling.LAST:
             self.result_PH[slot_S] = hidden_BH[row_S].float().cpu()
-        else:
-            last_B = [self.lengths[slot] - 1 for slot in slot_S]
-            self.result_PH[slot_S] = self.engine.whole_pass.means(range(len(last_B)), last_B)
+            return
+        slots = slot_S.tolist()
+        last_B = [len(self.tokens[slot]) - 1 for slot in slots]
+        if self.engine.whole_pass is not None:
+            rows = self.engine.whole_pass.rows(last_B)
+        else:  # a GPU may replay a pass of one token per row, and nothing watches that; the logits are of these tokens
+            rows = list(zip(last_B, hidden_BH[row_S][:, None], strict=True))
+        # what a prompt shares may be another one's in the same pass, which begins earlier
+        for index in sorted(range(len(rows)), key=lambda index: rows[index][0]):
+            tokens = self.tokens[slots[index]]
+            self.result_PH[slots[index]] = self._sum(tuple(tokens), *rows[index]) / len(tokens)
+
+    def _sum(self, tokens: tuple[int, ...], start: int, hidden_CH: Tensor) -> Tensor:
+        """Over all tokens of a prompt, of which those from ``start`` on ran in this pass."""
+        sum_H = self._sums[tokens[:start]] if start else torch.zeros(hidden_CH.shape[1])
+        for part_CH in torch.split(hidden_CH, self.block):
+            sum_H = sum_H + part_CH.float().sum(0).cpu()
+            start += len(part_CH)
+            self._sums[tokens[:start]] = sum_H
+        return sum_H

@@ -31,6 +31,7 @@ from rheostat.engines import models
 from rheostat.engines.base import Engine, EngineInfo
 from rheostat.engines.fake import FakeEngine
 from rheostat.engines.local import LocalEngine
+from rheostat.engines.machine import use_usable_cores
 from rheostat.environment import machine, versions
 from rheostat.errors import ConfigError
 from rheostat.files import atomic_write, make_folder
@@ -63,6 +64,7 @@ def open_engine(model: str, engine: EngineName = "local") -> Engine:
         from rheostat.engines.vllm import VllmEngine
 
         return VllmEngine(models.locate(model), name=model)
+    use_usable_cores()
     return LocalEngine(models.locate(model), name=model)
 
 

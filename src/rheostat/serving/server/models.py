@@ -19,6 +19,7 @@ from rheostat.engines import models
 from rheostat.engines.fake import FakeEngine
 from rheostat.engines.jobs import Job, PromptState, ServedEngine
 from rheostat.engines.local import LocalEngine
+from rheostat.engines.machine import use_usable_cores
 from rheostat.errors import ConfigError
 from rheostat.serving.server.schemas import Mode, ModelCard, ModelInfo
 
@@ -39,6 +40,7 @@ def open_engine(model: str, engine: Literal["local", "vllm"] = "local") -> Serve
         return VllmEngine(models.locate(model), name=model)
     if model == "fake":
         return FakeEngine(chat_template=_FAKE_CHAT)
+    use_usable_cores()
     return LocalEngine(models.locate(model), name=model)
 
 
