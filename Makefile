@@ -1,13 +1,16 @@
 # Rheostat. `make` alone lists the targets; each does the set-up that it needs, once, in .venv.
 #
 #   ARGS    passed on to the command: make test ARGS="-k sampling"
-#   ENGINE  make demo ENGINE=vllm runs the model in vLLM (CPU build, in .venv-vllm)
+#   ENGINE  make demo ENGINE=vllm runs the model in vLLM (CPU build, in .venv-vllm), on a fifth of the problems
 #   PYTHON  the interpreter that .venv is made with: make clean demo PYTHON=python3.12
 #           (else python3 if it is 3.11 to 3.14, else the newest of these on the PATH)
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-model test-api test-browser test-ray test-vllm check bench bench-check setup clean force
+
+# vLLM reads the end of a prompt anew for every sample, where the local engine reads it once: a fifth of the problems
+VLLM_DEMO := --engine vllm --problems.train 180 --problems.validation 60 --problems.test 120
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -17,7 +20,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(if $(IS_VLLM),.venv-vllm/.installed,$(STAMP)) ## train a decoding adapter on a real model, compare it, write runs/demo/report.html
-	@$(if $(IS_VLLM),.venv-vllm/bin/rheostat demo --engine vllm,$(BIN)/rheostat demo) $(ARGS)
+	@$(if $(IS_VLLM),.venv-vllm/bin/rheostat demo $(VLLM_DEMO),$(BIN)/rheostat demo) $(ARGS)
 
 test: $(STAMP) ## run the tests (those that need the demo's model are skipped until it has been pulled)
 	@$(BIN)/pytest -q $(ARGS)
