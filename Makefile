@@ -39,7 +39,7 @@ test-api: $(STAMP) ## try the endpoint with 2,000 requests made from its OpenAPI
 	@RHEOSTAT_SCHEMA_CASES=1000 $(BIN)/pytest -q tests/serving/test_openapi_document.py $(ARGS)
 
 test-vllm: .venv-vllm/.installed ## run the tests against a real vLLM (CPU build, in .venv-vllm)
-	@.venv-vllm/bin/python -m pytest -q tests/vllm $(ARGS)
+	@.venv-vllm/bin/python -m pytest -q tests/vllm tests/decoding/test_triton_sampling.py $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types, and which room may import which
 	$(BIN)/ruff check

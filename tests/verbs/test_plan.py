@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rheostat import cli
+from rheostat.arguments import TrainSequence
 from rheostat.config import merged
 from rheostat.engines.base import Request
 from rheostat.engines.fake import FakeEngine
@@ -167,7 +168,7 @@ def test_of_several_config_files_later_ones_win_and_options_over_all(tmp_path: P
     second.write_text("seed = 4\n[problems]\ntrain = 18\ntest = 24\n")
     words = ["--config", str(first), f"--config={second}", "--bandit.epochs", "7"]
     arguments = cli.parse("train sequence", words)
-    assert isinstance(arguments, cli.TrainSequence)
+    assert isinstance(arguments, TrainSequence)
     assert (arguments.model, arguments.seed, arguments.bandit.epochs) == ("fake", 4, 7)
     assert (arguments.problems.train, arguments.problems.validation, arguments.problems.test) == (18, 6, 24)
     assert cli.main(["train", "sequence", *words, "--config"]) == 2

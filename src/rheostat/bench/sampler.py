@@ -1,5 +1,7 @@
 """`rheostat bench sampler`: milliseconds of one draw for 64 rows, beside the usual sampler that sorts the vocabulary.
 
+On the first GPU if there is one, else on the CPU.
+
 Logits are made up: the token of rank r has probability ∝ r^−s, with s between 1.2 and 3 from row to row (entropies of
 5.4 to 0.7 nats, as a language model's are), in random order. Strategies are mixed, row by row: all of Tables 11 to
 14.
@@ -34,33 +36,39 @@ _MIXES: dict[str, list[Strategy]] = {
 
 def bench_sampler(repeats: int, console: Console) -> dict[str, Any]:
     """All mixes and vocabularies, both samplers in turn; the medians, their ranges, and the median ratios."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
     ratios = {}
     total = len(_VOCABULARIES) * len(_MIXES) * repeats
     with console.progress("sampler", total, "") as bar:
         done = 0
         for vocabulary in _VOCABULARIES:
-            logits_BV = made_up_logits(_ROWS, vocabulary)
+            logits_BV = made_up_logits(_ROWS, vocabulary).to(device)
             for mix, strategies in _MIXES.items():
-                choice_B = torch.arange(_ROWS) % len(strategies)
-                parameters = SamplingParameters.of(strategies)
-                uniform_B = torch.rand(_ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+                row_B = torch.arange(_ROWS, device=device)
+                choice_B = row_B % len(strategies)
+                parameters = SamplingParameters.of(strategies, device)
+                uniform_B = torch.rand(_ROWS, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(
+                    device
+                )
                 decision = Decision(parameters, choice_B)
                 own = parameters[choice_B]
                 sides: dict[str, Callable[[], object]] = {
-                    "ours": lambda b=logits_BV, d=decision, u=uniform_B: draw(  # type: ignore[misc]
-                        b, torch.arange(_ROWS), d, u, Order.VLLM
-                    ),
+                    "ours": lambda b=logits_BV, r=row_B, d=decision, u=uniform_B: draw(b, r, d, u, Order.VLLM),  # type: ignore[misc]
                     "sorting": lambda b=logits_BV, p=own: sorting_draw(b, p),  # type: ignore[misc]
                 }
                 seconds: dict[str, list[float]] = {side: [] for side in sides}
                 for run in sides.values():
                     run()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
                 for _ in range(repeats):
                     for side, run in sides.items():
                         start = time.perf_counter()
                         for _ in range(_ROUNDS):
                             run()
+                        if device.type == "cuda":
+                            torch.cuda.synchronize(device)
                         seconds[side].append((time.perf_counter() - start) / _ROUNDS)
                     done += 1
                     bar(done, total, 0)
@@ -72,7 +80,7 @@ def bench_sampler(repeats: int, console: Console) -> dict[str, Any]:
                 ratios[f"{case}: sorting/ours"] = round(statistics.median(peer / ours for peer, ours in pairs), 3)
     return {
         "bench": "sampler",
-        "machine": machine() | {"threads": torch.get_num_threads()},
+        "machine": machine() | {"device": device.type, "threads": torch.get_num_threads()},
         "versions": versions(),
         "rows": rows,
         "ratios": ratios,

@@ -1,19 +1,22 @@
 """Draw one token per sequence by inverse CDF, in vocabulary order, without sorting the vocabulary.
 
-Greedy sequences take the argmax. Untruncated ones walk a two-level sum over blocks of the vocabulary.
-Truncated ones look at the largest few logits only, and fall back to the sorted reference where these do not
-settle the support. Sequences that share a row and a parameter set share the distribution.
+On a GPU with Triton, :mod:`rheostat.decoding.triton_sampling` draws. Elsewhere greedy sequences take the argmax, and
+untruncated ones walk a two-level sum over blocks of the vocabulary. Truncated ones look at the largest few logits only,
+and fall back to the sorted reference where these do not settle the support. Sequences that share a row and a parameter
+set share the distribution.
 """
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters
-from rheostat.decoding.strategy import Order
+from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, support_size, uncut_nucleus
 
 _BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
@@ -45,6 +48,9 @@ def draw(
         The smallest token whose cumulative probability in vocabulary order exceeds the uniform; for greedy
         sequences the argmax (the lowest index among ties).
     """
+    kernel = _kernel(logits_BV.device) if logits_BV.is_cuda else None
+    if kernel is not None:
+        return kernel(logits_BV, row_S, decision, uniform_S, order)
     sets = len(decision.parameters)
     pair_D, pair_S = torch.unique(row_S * sets + decision.choice_S, return_inverse=True)
     row_D, parameters = pair_D // sets, decision.parameters[pair_D % sets]
@@ -65,6 +71,24 @@ def draw(
                 logits_BV, row_D[chunk_D], parameters[chunk_D], local_S, uniform_S[inside_S], order
             )
     return token_S
+
+
+@cache
+def _kernel(device: torch.device) -> Callable[..., Tensor] | None:
+    """The GPU's sampler, if Triton is installed and can compile it here; tried once."""
+    try:
+        from rheostat.decoding.triton_sampling import draw as kernel
+    except ImportError:
+        return None
+    try:
+        one = torch.zeros(1, dtype=torch.int64, device=device)
+        decision = Decision(SamplingParameters.of([Strategy(1.0, 2, 0.9, 0.1)], device), one)
+        kernel(torch.zeros(1, 4, device=device), one, decision, torch.zeros(1, device=device).double(), Order.VLLM)
+    except Exception as error:  # whatever a compiler may raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(f"the sampler's kernel does not compile here, PyTorch samples instead ({reason})", stacklevel=2)
+        return None
+    return kernel
 
 
 def _chunks(members_D: Int[Tensor, " N"], row_D: Int[Tensor, " D"]) -> Iterator[Int[Tensor, " C"]]:
