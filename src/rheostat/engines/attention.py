@@ -8,6 +8,8 @@ Attention looks at all of the room, and a mask hides what is unused: a CPU's mat
 which costs two to four times what the unused room does.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from rheostat.engines.slots import SlotCache
+
+if TYPE_CHECKING:
+    from rheostat.engines.replay import Replay
 
 NAME = "rheostat"
 _ROOM = 32  # tokens by which a buffer grows: copies stay rare, waste stays small
@@ -31,17 +36,30 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
     """The rows' own keys and values: per layer a pair of shape (rows, KV heads, room, head size).
 
     Unused room holds zeros.
+
+    Attributes:
+        still: steps of one token since the buffers last moved to other memory.
+        replay: such a step as a GPU can replay it, while the buffers stay where they are.
+        at_1: where such a step writes, on the device; None: ``length``, which a replay would not look at again.
     """
 
-    def __init__(self, prefix: Prefix) -> None:
+    def __init__(self, prefix: Prefix, room: int = _ROOM) -> None:
         super().__init__(layers=[])
         self.prefix = prefix
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.length = 0
+        self.still = 0
+        self.replay: Replay | None = None
+        self.at_1: Tensor | None = None
+        self._unit = room
 
     def _room(self, tokens: int) -> int:
         """What the buffers need for ``tokens`` more tokens."""
-        return -(-(self.length + tokens) // _ROOM) * _ROOM
+        return -(-(self.length + tokens) // self._unit) * self._unit
+
+    def fits(self) -> bool:
+        """Whether the buffers have room for one more token."""
+        return bool(self.buffers) and self.buffers[0][0].shape[2] == self._room(1)
 
     def mask(self, hidden: Bool[Tensor, "B 1 L C"]) -> Float[Tensor, "B 1 L P+room"]:
         """What :func:`attend` adds to the scores of a pass of L tokens; C counts the rows' own tokens, these included.
@@ -65,10 +83,18 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         if self.buffers[layer_idx][0].shape[2] != room:
             keys, values = self.buffers[layer_idx]
             self.buffers[layer_idx] = _grown(keys, room), _grown(values, room)
+            self._has_moved()
         keys, values = self.buffers[layer_idx]
-        keys[:, :, self.length : end] = key_states
-        values[:, :, self.length : end] = value_states
+        if self.at_1 is not None:
+            keys.index_copy_(2, self.at_1, key_states)
+            values.index_copy_(2, self.at_1, value_states)
+        else:
+            keys[:, :, self.length : end] = key_states
+            values[:, :, self.length : end] = value_states
         return keys, values
+
+    def _has_moved(self) -> None:
+        self.still, self.replay = 0, None
 
     def step(self, tokens: int) -> None:
         """All layers have appended ``tokens`` tokens."""
@@ -76,6 +102,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
 
     def select(self, parent_B: Tensor) -> None:
         """Row i becomes a copy of row ``parent_B[i]``."""
+        self._has_moved()
         self.buffers = [(keys[parent_B], values[parent_B]) for keys, values in self.buffers]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

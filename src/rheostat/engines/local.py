@@ -21,6 +21,7 @@ from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.layers import speed_up
 from rheostat.engines.machine import free_memory, keep_freed_memory, steady
+from rheostat.engines.replay import ROOM, Replays
 from rheostat.engines.slots import LocalSlots, SlotCache
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
@@ -89,6 +90,7 @@ class LocalEngine:
         self.batch_bytes = steady(free_memory(self.device) // 2)
         self._cache_bytes = min(self.batch_bytes, _CACHE_BYTES) if self.device.type == "cpu" else self.batch_bytes
         self._logit_bytes = _LOGITS * 4 * size
+        self._replays = Replays(self, enabled=self.device.type == "cuda")
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._endings: dict[tuple[str, ...], Tensor] = {}
 
@@ -290,23 +292,33 @@ class LocalEngine:
             # a padding query sees itself, so that its softmax is defined
             hidden_LC &= torch.arange(end, device=self.device) != torch.arange(start, end, device=self.device)[:, None]
             mask, is_last = cache.mask(hidden_LC), end == length
-            hidden_BLH, logits_BV = self._run(
+            hidden_BLH, logits_BV = self.forward(
                 ids_BL[:, start:end], position_BL[:, start:end], mask, cache, logits=logits and is_last
             )
+            cache.step(end - start)
             seen_BL = 1 - padding_BL[:, start:end]
             sum_BH += (hidden_BLH.float() * seen_BL[..., None]).sum(1)
         return Fed(hidden_BLH[:, -1], logits_BV, sum_BH)
 
     @torch.inference_mode()
     def step(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
-        """One token per row: hidden_BH after the final norm, and float32 logits_BV."""
-        hidden_BLH, logits_BV = self._run(token_B[:, None], position_B[:, None], mask, cache, logits=True)
+        """One token per row: hidden_BH after the final norm, and float32 logits_BV, which last until the next step."""
+        replay = self._replays.of(cache, token_B, position_B, mask)
+        if replay is None:
+            hidden_BLH, logits_BV = self.forward(token_B[:, None], position_B[:, None], mask, cache, logits=True)
+            cache.still += 1
+        else:
+            hidden_BLH, logits_BV = replay(token_B, position_B, mask, cache.length)
+        cache.step(1)
         return hidden_BLH[:, -1], logits_BV
 
-    def _run(
+    def forward(
         self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache, *, logits: bool
     ) -> tuple[Tensor, Tensor]:
-        """A pass: hidden_BLH after the final norm, and float32 logits_BV of the last tokens where they are wanted."""
+        """A pass: hidden_BLH after the final norm, and float32 logits_BV of the last tokens where they are wanted.
+
+        The cache is written, and ``cache.step`` not called.
+        """
         inputs = {
             "input_ids": ids_BL,
             "position_ids": position_BL,
@@ -320,7 +332,6 @@ class LocalEngine:
         else:
             self.model.base_model(**inputs)
             logits_BV = torch.empty(len(ids_BL), 0, device=self.device)
-        cache.step(ids_BL.shape[1])
         return self._hidden_BLH, logits_BV
 
     @torch.inference_mode()
@@ -350,7 +361,8 @@ class _LocalRows:
         own = max(map(len, prompts)) - shared
         self.ids_BL = torch.tensor([[0] * (own - len(ids) + shared) + ids[shared:] for ids in prompts], device=device)
         self.padding_BL = (torch.arange(own, device=device) < (own + shared - self.lengths)[:, None]).long()
-        self.cache = RowCache(engine.prefix(tuple(prompts[0][:shared])))
+        prefix = engine.prefix(tuple(prompts[0][:shared]))
+        self.cache = RowCache(prefix, ROOM) if device.type == "cuda" else RowCache(prefix)
         self.position_B = self.lengths - 1  # of the last token in the cache
 
     def _prefill(self, *, logits: bool) -> Fed:
