@@ -25,7 +25,7 @@ from rheostat.engines.layers import Linear
 from rheostat.engines.local import LocalEngine
 from rheostat.types import Prompt
 
-_ROWS = (1, 16, 64, 128)
+_ROWS, _GPU_ROWS = (1, 16, 64, 128), (1, 64, 256, 512)
 _TOKENS = 64
 _MATRIX_ROWS = (128, 512)  # at 512 the weights are read once for four times the products
 _COPY_BYTES = 256 << 20
@@ -79,7 +79,7 @@ def _head_size(config: Any) -> int:
 def bench_roofline(
     engine: LocalEngine, repeats: int, console: Console
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows and ratios: ceilings, the step that follows at 1 to 128 rows, the engine's own step, and the share.
+    """Rows and ratios: ceilings, the step that follows at several numbers of rows, the engine's own, the share.
 
     A ceiling is the best of all repetitions; the engine's step (model, sampler, bookkeeping) is the median. The engine
     must ignore EOS. Nothing for a model whose matrices are not those of :func:`matrix_weights`.
@@ -90,15 +90,16 @@ def bench_roofline(
         return [], {}
     copies: list[float] = []
     rates: dict[int, list[float]] = {rows: [] for rows in _MATRIX_ROWS}
-    steps: dict[int, list[float]] = {rows: [] for rows in _ROWS}
-    with console.progress("roofline", len(_ROWS) * repeats, "") as bar:
+    sizes = _GPU_ROWS if engine.device.type == "cuda" else _ROWS
+    steps: dict[int, list[float]] = {rows: [] for rows in sizes}
+    with console.progress("roofline", len(sizes) * repeats, "") as bar:
         for repeat in range(repeats):
             copies += copy_bandwidths(engine.device)
             for rows in _MATRIX_ROWS:
                 rates[rows] += matrix_rates(layers, rows, engine.model.dtype, engine.device)
-            for number, rows in enumerate(_ROWS):
+            for number, rows in enumerate(sizes):
                 steps[rows].append(step_seconds(engine, rows))
-                bar(len(_ROWS) * repeat + number + 1, len(_ROWS) * repeats, 0)
+                bar(len(sizes) * repeat + number + 1, len(sizes) * repeats, 0)
     bandwidth, rate = max(copies), max(value for values in rates.values() for value in values)
     found = [row("copy", [value / 1e9 for value in copies], "GB/s")]
     found += [row(f"matrices, {rows} rows", [v / 1e9 for v in values], "GFLOP/s") for rows, values in rates.items()]
