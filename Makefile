@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-api test-browser test-ray test-vllm check bench bench-check setup clean force
+.PHONY: help demo test test-model test-api test-browser test-ray test-gpu test-vllm check bench bench-check setup clean force
 
 # vLLM reads the end of a prompt anew for every sample, where the local engine reads it once: a fifth of the problems
 VLLM_DEMO := --engine vllm --problems.train 180 --problems.validation 60 --problems.test 120
@@ -37,6 +37,9 @@ test-ray: $(STAMP) ## run the tests against a real Ray on this machine
 
 test-api: $(STAMP) ## try the endpoint with 2,000 requests made from its OpenAPI document
 	@RHEOSTAT_SCHEMA_CASES=1000 $(BIN)/pytest -q tests/serving/test_openapi_document.py $(ARGS)
+
+test-gpu: $(STAMP) ## run the tests that only a GPU can pass, where there is one
+	@$(BIN)/pytest -q tests/gpu $(ARGS)
 
 test-vllm: .venv-vllm/.installed ## run the tests against a real vLLM (CPU build, in .venv-vllm)
 	@.venv-vllm/bin/python -m pytest -q tests/vllm tests/decoding/test_triton_sampling.py $(ARGS)
