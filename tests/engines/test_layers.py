@@ -8,29 +8,35 @@ from torch import Tensor, nn
 
 from rheostat.decoding.policy import Decision, StepState
 from rheostat.decoding.strategy import Strategy
+from rheostat.engines import layers
 from rheostat.engines.base import Request
 from rheostat.engines.layers import Layer, Linear, PackedLinear, speed_up
 from rheostat.engines.local import LocalEngine
 from rheostat.types import Prompt
 
-KINDS = [Linear]
-if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    KINDS.append(PackedLinear)
+KINDS = [(Linear, torch.bfloat16), (Linear, torch.float32)]
+if torch.backends.mkldnn.is_available():
+    KINDS.append((PackedLinear, torch.float32))
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        KINDS.append((PackedLinear, torch.bfloat16))
 
 
 def assert_near(found: Tensor, exact: Tensor) -> None:
-    """Within what bfloat16 loses in two roundings."""
-    torch.testing.assert_close(found.double(), exact, rtol=2**-7, atol=2**-6)
+    """Within what two roundings lose."""
+    tolerance = 2**-6 if found.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance / 2, atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "dtype"), KINDS)
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 1), (2, 7)])
-def test_linear_layers_and_what_follows_them(kind: type[Linear], has_bias: bool, shape: tuple[int, int]) -> None:
+def test_linear_layers_and_what_follows_them(
+    kind: type[Linear], dtype: torch.dtype, has_bias: bool, shape: tuple[int, int]
+) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def random(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).bfloat16()
+        return torch.randn(size, generator=generator).to(dtype)
 
     x, other, weight, bias = random(*shape, 24), random(*shape, 40), random(40, 24) / 5, random(40)
     layer = kind(weight, bias if has_bias else None)
@@ -80,7 +86,19 @@ def test_layers_of_another_kind_stay() -> None:
     before = list(model.base_model.layers)
     speed_up(model)
     assert list(model.base_model.layers) == before
-    assert any(type(module) is nn.Linear for module in model.modules())  # float32 has no packed form
+    assert type(model.base_model.layers[0].mlp.up_proj) is nn.Linear
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN here")
+def test_a_large_lm_head_is_packed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(config_of("llama"), dtype=torch.float32).eval()
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        expected_LV = model(ids).logits
+        monkeypatch.setattr(layers, "_MANY_OUTPUTS", model.config.vocab_size)
+        model.lm_head = layers._kind(model.lm_head)(model.lm_head.weight, None)
+        torch.testing.assert_close(model(ids).logits, expected_LV, rtol=1e-4, atol=1e-5)
+    assert type(model.lm_head) is PackedLinear
 
 
 def test_one_layer_of_another_kind_keeps_them_all() -> None:
