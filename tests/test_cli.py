@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rheostat import cli
+from rheostat.arguments import Demo
 from rheostat.rollouts.store import RolloutStore
 
 SMALL = [
@@ -136,7 +137,7 @@ def test_a_config_file_sets_fields_and_options_win(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('model = "fake"\nseed = 3\n[bandit]\nepochs = 2\n')
     arguments = cli.parse("demo", ["--config", str(file), "--seed", "5"])
-    assert isinstance(arguments, cli.Demo)
+    assert isinstance(arguments, Demo)
     assert (arguments.model, arguments.seed, arguments.bandit.epochs) == ("fake", 5, 2)
 
 
