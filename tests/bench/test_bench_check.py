@@ -96,7 +96,6 @@ def test_without_committed_ratios_it_says_how_to_make_them(
     assert "none.json is missing: make it with 'python -m rheostat.bench.check 5" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not check._FILE.exists(), reason="no ratios are committed yet")
 def test_the_committed_file_can_be_checked_against() -> None:
     committed = json.loads(check._FILE.read_text())
     assert committed["runs"] >= 5
