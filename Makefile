@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-api test-browser test-ray test-gpu test-vllm check bench bench-check setup clean force
+.PHONY: help demo test test-model test-api test-browser test-ray test-gpu test-triton test-vllm check bench bench-check setup clean force
 
 # vLLM reads the end of a prompt anew for every sample, where the local engine reads it once: a fifth of the problems
 VLLM_DEMO := --engine vllm --problems.train 180 --problems.validation 60 --problems.test 120
@@ -42,7 +42,10 @@ test-gpu: $(STAMP) ## run the tests that only a GPU can pass, where there is one
 	@$(BIN)/pytest -q tests/gpu $(ARGS)
 
 test-vllm: .venv-vllm/.installed ## run the tests against a real vLLM (CPU build, in .venv-vllm)
-	@.venv-vllm/bin/python -m pytest -q tests/vllm tests/decoding/test_triton_sampling.py $(ARGS)
+	@.venv-vllm/bin/python -m pytest -q tests/vllm $(ARGS)
+
+test-triton: .venv-vllm/.installed ## run the GPU sampler's tests in Triton's interpreter, which vLLM brings (in .venv-vllm)
+	@TRITON_INTERPRET=1 .venv-vllm/bin/python -m pytest -q tests/decoding/test_triton_sampling.py $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types, and which room may import which
 	$(BIN)/ruff check
