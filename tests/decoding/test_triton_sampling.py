@@ -87,6 +87,22 @@ def test_the_ends_of_the_unit_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(token_S[truncates_S], expected_S[truncates_S])
 
 
+@pytest.mark.parametrize("order", Order)
+def test_min_p_before_and_after_top_p(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw from the middle of every kept token's share, where the order decides how many are kept."""
+    monkeypatch.setattr(triton_sampling, "_BLOCK", 32)
+    logits_BV = some_logits(90, 3.0, 1, rounded=False)[None]
+    parameters = SamplingParameters.of((Strategy(2.0, None, 0.8, 0.2), Strategy(2.0, 40, 0.7, 0.3)))
+    other = next(other for other in Order if other is not order)
+    p_KV = transform(logits_BV.expand(2, -1), parameters, order)
+    assert ((p_KV > 0).sum(1) != (transform(logits_BV.expand(2, -1), parameters, other) > 0).sum(1)).all()
+    choice_S, token_S = (p_KV > 0).nonzero(as_tuple=True)
+    uniform_S = (p_KV.cumsum(1) - p_KV / 2)[choice_S, token_S].double()
+    decision = Decision(parameters, choice_S)
+    drawn_S = triton_sampling.draw(logits_BV, torch.zeros_like(choice_S), decision, uniform_S, order)
+    torch.testing.assert_close(drawn_S, token_S)
+
+
 def test_nobody() -> None:
     none = torch.empty(0, dtype=torch.int64)
     decision = Decision(SamplingParameters.of(SOME), none)
