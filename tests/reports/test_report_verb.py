@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 from test_page import Page, fake_results
 from test_selection_page import fake_selection
 from test_token_page import fake_demo, fake_history, fake_token
@@ -18,6 +19,7 @@ from rheostat.adapters.files import BaseModel, load_adapter, save_adapter
 from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
 from rheostat.decoding.spaces import strategies_named
 from rheostat.decoding.strategy import ActionSpace, Order
+from rheostat.reports.figures.svg import Drawing, strategy_colours
 from rheostat.rollouts.store import Rollout, RolloutStore
 from rheostat.types import FinishReason
 
@@ -106,10 +108,33 @@ def test_a_page_and_its_figures_as_files(tmp_path: Path) -> None:
         png = path.with_suffix(".png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert struct.unpack(">II", png[16:24]) == pytest.approx((2 * width, 2 * height), abs=2)
-    curve = (run / "report" / "figures" / "curve.svg").read_text(encoding="utf-8")
+    training, curve = (
+        (run / "report" / "figures" / f"{name}.svg").read_text(encoding="utf-8") for name in ("training-1", "curve")
+    )
+    for name in fake_demo()["strategies"]:  # whose colour is whose; a curve names its lines itself
+        assert [training.count(f">{name}</text>"), curve.count(f">{name}</text>")] == [1, 1], name
     assert "problems solved, %" in curve
     assert "#0b63a8" in curve  # the accent of a light page
     assert len(text.encode()) < 2_000_000
+
+
+def test_what_the_colours_of_a_file_mean_is_below_the_drawing() -> None:
+    svg = Markup('<svg viewBox="0 0 780 300" role="img"><path fill="var(--s0)"/>{}</svg>')
+    names = ("greedy", "T<1", *(f"T=1.25,k={k},p=0.95,m=0.1" for k in range(9)))
+    text = Drawing("a", svg, svg, names).file
+    root = ElementTree.fromstring(text)
+    words = [
+        (float(one.attrib["x"]), float(one.attrib["y"]), one.text) for one in root.iter() if one.tag.endswith("text")
+    ]
+    assert [word for *_, word in words] == list(names)
+    assert all(300 < y < float(root.attrib["height"]) and 0 < x < 780 for x, y, _ in words)
+    assert len({y for _, y, _ in words}) == 3  # lines: of 5, 3 and 3 names
+    squares = [one.attrib["fill"] for one in root.iter() if one.tag.endswith("rect")][1:]
+    assert squares == [light for light, _ in strategy_colours(len(names))]
+    named = svg.format(Markup("").join(Markup("<text>{}</text>").format(name) for name in names))
+    assert Drawing("a", named, named, names).file.count("<rect") == 1  # its paper alone
+    plain = Markup('<svg viewBox="0 0 780 300"><path/></svg>')
+    assert Drawing("a", plain, plain, names).file.count("<rect") == 1
 
 
 def test_text_is_in_the_png(tmp_path: Path) -> None:
@@ -259,6 +284,18 @@ def test_a_training_that_ended_is_not_called_partial(tmp_path: Path) -> None:
     assert page.tags.count("svg") == 2
     assert "T=1.25" in page.words  # the legend has the adapter's own strategies
     assert (run / "adapter" / "README.md").read_bytes() == card  # nothing was measured
+
+
+def test_two_trainings_in_one_folder_are_both_drawn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for kind, history in fake_results()["training"].items():
+        saved_adapter(run / kind.replace(" ", "-"))
+        (run / kind.replace(" ", "-") / "training.json").write_text(json.dumps({"kind": kind, "training": history}))
+    assert report(run) == 0
+    files = sorted(path.name for path in (run / "report" / "figures").glob("*.svg"))
+    assert files == ["sequence-training-1.svg", "sequence-training-2.svg"]
+    first, second = ((run / "report" / "figures" / name).read_text() for name in files)
+    assert first != second
 
 
 def test_the_model_card_is_made_from_the_same_numbers(tmp_path: Path) -> None:

@@ -125,11 +125,13 @@ def level(results: Results, prefix: str = "") -> Level:
     names, actions = reading.strategies(results), reading.actions(results)
     table = reading.table(results)
 
-    def draw(what: Any, name: str, palette: int = len(names)) -> Drawing | None:
-        return Drawing.of(lambda width, name: what(results, width, name), prefix + name, palette)
+    legend, action_legend = ([own[index] for index in reading.by_randomness(own)] for own in (names, actions))
+
+    def draw(what: Any, name: str, strategies: Sequence[str] = legend) -> Drawing | None:
+        return Drawing.of(lambda width, name: what(results, width, name), prefix + name, strategies)
 
     columns, rows = _entropy_table(results)
-    frequent = draw(token.frequent, "frequent-tokens", len(actions)) if is_token else None
+    frequent = draw(token.frequent, "frequent-tokens", action_legend) if is_token else None
     return Level(
         prefix=prefix,
         is_token=is_token,
@@ -143,9 +145,9 @@ def level(results: Results, prefix: str = "") -> Level:
         budgets=reading.budgets(results),
         order_words=ORDERS.get(str(results.get("order")), str(results.get("order"))),
         palette=len(names),
-        legend=[names[index] for index in reading.by_randomness(names)],
+        legend=legend,
         action_palette=len(actions),
-        action_legend=[actions[index] for index in reading.by_randomness(actions)],
+        action_legend=action_legend,
         single=reading.single_strategy(results),
         key_numbers=_key_numbers(results),
         compared=bool(table.lines) or not is_token,
@@ -159,10 +161,10 @@ def level(results: Results, prefix: str = "") -> Level:
         areas=grids.areas(results),
         costs=grids.costs(results),
         tuned=grids.tuned(results),
-        training=list(_training(results, prefix)),
+        training=list(_training(results, prefix, action_legend if is_token else legend)),
         choices=_choices(results),
         groups={key: _groups(results, key) for key in _GROUPS},
-        entropy=draw(token.entropy, "entropy", len(actions)) if is_token else None,
+        entropy=draw(token.entropy, "entropy", action_legend) if is_token else None,
         entropy_table=rows,
         entropy_columns=columns,
         grid=_grid(results),
@@ -215,14 +217,13 @@ def _key_numbers(results: Results) -> list[tuple[str, str, str]]:
     ]
 
 
-def _training(results: Results, prefix: str) -> Iterator[dict[str, Any]]:
+def _training(results: Results, prefix: str, legend: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The figures of the adapters, with what their captions say."""
     is_token = reading.is_token(results)
     draw = training.token_training if is_token else training.sequence_training
-    palette = len(reading.actions(results) if is_token else reading.strategies(results))
     for index, (policy, run) in enumerate(reading.mapping(results, "training").items(), start=1):
         name = f"{prefix}training-{index}"
-        drawn = Drawing.of(lambda width, name: draw(results, policy, width, name), name, palette)  # noqa: B023 called at once
+        drawn = Drawing.of(lambda width, name: draw(results, policy, width, name), name, legend)  # noqa: B023 called at once
         if drawn and isinstance(run, Mapping):
             kept = number(run.get("kept_step" if is_token else "kept_epoch"))
             estimator = str(run.get("estimator") or "").replace("_", " ")

@@ -76,15 +76,15 @@ def _facts(run: Run) -> Facts:
 
 def _training(run: Run, prefix: str) -> list[dict[str, Any]]:
     """The figures of training so far, each with its legend."""
-    found = []
+    found: list[dict[str, Any]] = []
     for results in training_results(run):
         draw = training.token_training if results["kind"] == "token" else training.sequence_training
         names = results["strategies"]
         for policy in results["training"]:
-            name = f"{prefix}{results['kind']}-training"
-            drawing = Drawing.of(lambda width, name: draw(results, policy, width, name), name, len(names))  # noqa: B023
+            name = f"{prefix}{results['kind']}-training-{len(found) + 1}"
+            legend = [names[index] for index in by_randomness(names)]
+            drawing = Drawing.of(lambda width, name: draw(results, policy, width, name), name, legend)  # noqa: B023
             if drawing is not None:
-                legend = [names[index] for index in by_randomness(names)]
                 found.append(
                     {"policy": policy, "figure": drawing, "legend": legend, "is_token": results["kind"] == "token"}
                 )

@@ -105,7 +105,7 @@ def view(results: Results, prefix: str = "") -> Page:
         order_words=ORDERS.get(str(results.get("order")), str(results.get("order"))),
         chosen=_chosen(results, tried),
         runners_up=[(name, share) for name, share in _shares(results).items() if share >= _OFTEN and name not in names],
-        curve=Drawing.of(lambda width, name: figure.best_of_n(results, width, name), f"{prefix}best-of-n", 1),
+        curve=Drawing.of(lambda width, name: figure.best_of_n(results, width, name), f"{prefix}best-of-n"),
         curve_table=_curve_table(results),
         problems=(_held(results, "chosen_on"), _held(results, "valued_on")),
         top=_names(results, "top"),

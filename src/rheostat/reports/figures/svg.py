@@ -99,6 +99,7 @@ def quiet(axes: Any, grid: str = "y") -> None:
 
 
 _WIDE, _NARROW = 780, 356  # a desktop column and a phone screen, in CSS pixels
+_LETTER = 7.4  # pixels of a letter of a legend, rather too many than too few
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +110,57 @@ class Drawing:
         name: unique on the page; that of its files.
         wide: for a desktop.
         narrow: for a phone.
-        palette: how many colours the strategies of its part of the page have.
+        strategies: whose colours it has, from the least to the most random.
     """
 
     name: str
     wide: Markup
     narrow: Markup
-    palette: int
+    strategies: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, draw: Callable[[int, str], Markup | None], name: str, palette: int) -> Self | None:
+    def of(cls, draw: Callable[[int, str], Markup | None], name: str, strategies: Sequence[str] = ()) -> Self | None:
         """``draw`` takes a width and the name; None where it has nothing to draw."""
         wide, narrow = draw(_WIDE, name), draw(_NARROW, name)
-        return None if wide is None or narrow is None else cls(name, wide, narrow, palette)
+        return None if wide is None or narrow is None else cls(name, wide, narrow, tuple(strategies))
+
+    @property
+    def palette(self) -> int:
+        """How many colours the strategies of its part of the page have."""
+        return max(len(self.strategies), 1)
 
     @property
     def file(self) -> str:
-        """The desktop's drawing as a file of its own: the colours of a light page, on its paper."""
-        text = re.sub(r"var\(--(\w+)\)", lambda match: self._light(match[1]), self.wide)
-        (width, height) = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
-        size = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
-        text = re.sub(r"^<svg ", f"<svg {size} ", text)
-        paper = f'<rect width="{width}" height="{height}" fill="{THEME["paper"][0]}"/>'
-        return text.replace(">", f">{paper}", 1) + "\n"
+        """The desktop's drawing as a file of its own: the colours of a light page, on its paper, and what they mean."""
+        ((width, drawn),) = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.wide)
+        legend, room = self._legend(float(width), float(drawn))
+        height = f"{float(drawn) + room:g}"
+        opening = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        )
+        text = re.sub(r'^<svg viewBox="[^"]*"', opening, self.wide)
+        paper = f'<rect width="{width}" height="{height}" fill="var(--paper)"/>'
+        text = text.replace(">", f">{paper}", 1).removesuffix("</svg>") + f"{legend}</svg>\n"
+        return re.sub(r"var\(--(\w+)\)", lambda match: self._light(match[1]), text)
+
+    def _legend(self, width: float, top: float) -> tuple[str, float]:
+        """A square and a name for each strategy, below the drawing, and the room they take; nothing where the drawing
+        itself names every strategy, or has none of their colours.
+        """
+        if "var(--s0)" not in self.wide or all(f">{escape(name)}<" in self.wide for name in self.strategies):
+            return "", 0.0
+        x, y, parts = 4.0, top + 12, []
+        for place, name in enumerate(self.strategies):
+            step = 32 + _LETTER * len(name)
+            if x > 4 and x + step > width:
+                x, y = 4.0, y + 20
+            parts.append(
+                f'<rect x="{x:g}" y="{y - 10:g}" width="11" height="11" fill="var(--s{place})"/>'
+                f'<text x="{x + 17:g}" y="{y:g}" font-size="12" font-family="sans-serif" fill="var(--ink)">'
+                f"{escape(name)}</text>"
+            )
+            x += step
+        return "".join(parts), y + 12 - top
 
     def _light(self, variable: str) -> str:
         place = re.fullmatch(r"s(\d+)", variable)
