@@ -156,11 +156,10 @@ class Drawing:
                 x, y = 4.0, y + 20
             parts.append(
                 f'<rect x="{x:g}" y="{y - 10:g}" width="11" height="11" fill="var(--s{place})"/>'
-                f'<text x="{x + 17:g}" y="{y:g}" font-size="12" font-family="sans-serif" fill="var(--ink)">'
-                f"{escape(name)}</text>"
+                f'<text x="{x + 17:g}" y="{y:g}" font-size="12" fill="var(--ink)">{escape(name)}</text>'
             )
             x += step
-        return "".join(parts), y + 12 - top
+        return f'<g font-family="DejaVu Sans, sans-serif">{"".join(parts)}</g>', y + 12 - top
 
     def _light(self, variable: str) -> str:
         place = re.fullmatch(r"s(\d+)", variable)
