@@ -176,13 +176,15 @@ def test_the_largest_logits_are_found(size: int, kind: str) -> None:
         assert torch.equal(found_RK, logits_RV.topk(count).values)
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-40, 1e-300])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-40, 1e-300, 5e-324])
 def test_small_temperatures_draw_the_argmax(temperature: float) -> None:
     logits_BV = some_logits(300, 3.0, 1, rounded=False)[None]
-    strategies = [Strategy(temperature), Strategy(temperature, 5, 0.9, 0.1), Strategy(temperature, None, 0.9)]
-    decision = Decision(SamplingParameters.of(strategies), torch.arange(3))
-    token_S = draw(logits_BV, torch.zeros(3, dtype=torch.int64), decision, torch.full((3,), 0.5).double(), Order.VLLM)
-    assert token_S.tolist() == [int(logits_BV.argmax())] * 3
+    tails = [(), (5, 0.9, 0.1), (None, 0.9), (None, 5e-324), (None, None, 0.1)]
+    strategies = [Strategy(temperature, *tail) for tail in tails]
+    decision = Decision(SamplingParameters.of(strategies), torch.arange(5))
+    for order in Order:
+        token_S = draw(logits_BV, torch.zeros(5, dtype=torch.int64), decision, torch.full((5,), 0.5).double(), order)
+        assert token_S.tolist() == [int(logits_BV.argmax())] * 5
 
 
 @pytest.mark.parametrize("temperature", [1e-310, 1e-30, 0.02, 0.1, 0.7, 1.0, 2.0])

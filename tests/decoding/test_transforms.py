@@ -284,7 +284,7 @@ def test_temperature_divides_the_logits(logits_V: np.ndarray, temperature: float
     )
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-40, 1e-300])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-40, 1e-300, 5e-324])
 def test_small_temperatures_tend_to_greedy(temperature: float) -> None:
     logits_V = random_logits(30, 1, 2.0).numpy()
     for order in Order:

@@ -17,6 +17,7 @@ from torch import Tensor
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
 from rheostat.decoding.sampling import exponentiate, supports
 from rheostat.decoding.strategy import Order
+from rheostat.decoding.transforms import tempered
 
 _CHUNK = 16  # rows looked at at once: 16 of 50,000 float32 logits stay in a processor's cache
 _SORTED = 64  # rows looked at at once where logits are sorted, in float64: 64 of 50,000 are 26 MB
@@ -114,7 +115,7 @@ def _truncated(
             inside_S = torch.isin(of_S, member_D + first)
             local_S = torch.searchsorted(member_D, of_S[inside_S] - first)
             kept_DK = torch.arange(top_DK.shape[1], device=top_DK.device) < size_D[:, None]
-            scaled_DK = (top_DK / parameters.temperature_K).masked_fill(~kept_DK, -torch.inf)
+            scaled_DK = tempered(top_DK, parameters.temperature_K).masked_fill(~kept_DK, -torch.inf)
             log_p_DK = scaled_DK.log_softmax(-1)
             is_token_SK = index_DK[local_S] == token_S[inside_S][:, None]
             found_S = log_p_DK[local_S].masked_fill(~is_token_SK, -torch.inf).amax(-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters
 from rheostat.decoding.strategy import Order, Strategy
-from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, support_size, uncut_nucleus
+from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, support_size, tempered, uncut_nucleus
 
 _BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
 _CANDIDATES = 256  # largest logits looked at where top-p or min-p cuts
@@ -184,8 +184,7 @@ def supports(
         yield settled_D, top_DK[settled_D], index_RK[of_D[settled_D]], size_D[settled_D]
     for part_D in torch.split(open_D, _CHUNK) if len(open_D) else ():
         top_DV, index_DV = sort_descending(logits_RV[of_D[part_D]].double())
-        temperature_D = parameters.temperature_K[part_D]
-        log_total_D = (top_DV / temperature_D[:, None]).logsumexp(-1)
+        log_total_D = tempered(top_DV, parameters.temperature_K[part_D]).logsumexp(-1)
         size_D, _ = support_size(top_DV, log_total_D, parameters[part_D], order, complete=True)
         yield part_D, top_DV, index_DV, size_D
 
@@ -210,12 +209,12 @@ def _largest(logits_RV: Tensor, count: int) -> Tensor:
 
 
 def _log_totals(logits_RV: Tensor, of_D: Tensor, temperature_D: Tensor, wanted_D: Tensor) -> Tensor:
-    """log Σ exp(logit / T) of the pairs that are wanted, once for each row and temperature; ∞ for the others."""
+    """log Σ exp, tempered, of the pairs that are wanted, once for each row and temperature; ∞ for the others."""
     result_D = torch.full_like(temperature_D, torch.inf)
     for temperature in torch.unique(temperature_D[wanted_D]):
         own_D = wanted_D & (temperature_D == temperature)
         row_N, of_N = torch.unique(of_D[own_D], return_inverse=True)
-        result_D[own_D] = (logits_RV[row_N].double() / temperature).logsumexp(-1)[of_N]
+        result_D[own_D] = tempered(logits_RV[row_N].double(), temperature.expand(len(row_N))).logsumexp(-1)[of_N]
     return result_D
 
 
@@ -237,8 +236,7 @@ def _draw_among(
     """Inverse CDF in vocabulary order over the ``size_D`` largest logits of each distribution."""
     width = int(size_D.max())
     top_DK, index_DK = top_DK[:, :width], index_DK[:, :width]
-    scaled_DK = top_DK / parameters.temperature_K[:, None]
-    weight_DK = (scaled_DK - scaled_DK[:, :1]).exp()
+    weight_DK = tempered(top_DK, parameters.temperature_K).exp()
     weight_DK = weight_DK * (torch.arange(width, device=top_DK.device) < size_D[:, None])
     index_DK, position_DK = index_DK.sort(-1)
     weight_DK = weight_DK.gather(1, position_DK)

@@ -25,6 +25,11 @@ def sort_descending(
     return values_BV.flip(-1), indices_BV.flip(-1)
 
 
+def tempered(logits_BV: Float[Tensor, "B V"], temperature_B: Float[Tensor, " B"]) -> Float[Tensor, "B V"]:
+    """(logit − largest) / T of each row, for temperatures above 0: no T is so small that it gives ∞ − ∞."""
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature_B[:, None]
+
+
 def sigma_as_top_k(
     logits_RV: Float[Tensor, "R V"], row_D: Int[Tensor, " D"], parameters: SamplingParameters
 ) -> SamplingParameters:
@@ -75,7 +80,7 @@ def support_size(
 
     Args:
         top_BK: the K largest logits of each row, descending, untempered, in float64.
-        log_total_B: log Σ exp(logit / T) over the whole vocabulary; needed where top-p cuts, and of incomplete
+        log_total_B: log Σ exp over the whole vocabulary, :func:`tempered`; needed where top-p cuts, and of incomplete
             candidates only where nothing cuts before it (:func:`uncut_nucleus`); ∞ elsewhere.
         parameters: one set per row, with temperatures above 0 and without top-nσ (:func:`sigma_as_top_k`).
         order: in which order the truncations apply.
@@ -86,8 +91,8 @@ def support_size(
         it covers; a size that is not known must be computed from more candidates.
     """
     candidates = top_BK.shape[1]
-    scaled_BK = top_BK / parameters.temperature_K[:, None]
-    by_min_p_B = (scaled_BK >= scaled_BK[:, :1] + parameters.min_p_K.log()[:, None]).sum(-1)
+    scaled_BK = tempered(top_BK, parameters.temperature_K)
+    by_min_p_B = (scaled_BK >= parameters.min_p_K.log()[:, None]).sum(-1)
     limited_B = (parameters.top_k_K > 0) & (parameters.top_k_K <= candidates)
     kth_B = scaled_BK.gather(1, torch.where(limited_B, parameters.top_k_K - 1, candidates - 1)[:, None])
     by_top_k_B = torch.where(limited_B, (scaled_BK >= kth_B).sum(-1), candidates)
@@ -128,7 +133,7 @@ def transform(logits_BV: Float[Tensor, "B V"], parameters: SamplingParameters, o
     temperature_B = torch.where(greedy_B, 1.0, parameters.temperature_K)
     row_B = torch.arange(len(logits_BV), device=logits_BV.device)
     safe = replace(sigma_as_top_k(logits_BV, row_B, parameters), temperature_K=temperature_B)
-    scaled_BV = logits_BV / temperature_B[:, None]
+    scaled_BV = tempered(logits_BV, temperature_B)
     top_BV, index_BV = sort_descending(logits_BV)
     size_B, _ = support_size(top_BV, scaled_BV.logsumexp(-1), safe, order, complete=True)
     dropped_BV = torch.arange(logits_BV.shape[1], device=logits_BV.device) >= size_B[:, None]

@@ -72,7 +72,7 @@ def _weigh(x, key, most, temperature, log_min_p, kth, USES_MIN_P: tl.constexpr):
     x = x.to(tl.float64)
     keep = key >= kth
     if USES_MIN_P:
-        keep = keep & (x / temperature >= most / temperature + log_min_p)
+        keep = keep & ((x - most) / temperature >= log_min_p)
     return tl.where(keep, tl.exp((x - most) / temperature), 0.0)
 
 

@@ -13,7 +13,7 @@ from rheostat.adapters.token import TokenAdapter
 from rheostat.decoding.policy import SamplingParameters
 from rheostat.decoding.sampling import supports
 from rheostat.decoding.strategy import ActionSpace
-from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, support_size
+from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, support_size, tempered
 from rheostat.errors import AdapterError
 
 _LEAST_TEMPERATURE = 1e-4  # below, a logit over the temperature could leave float32; the argmax it is long before
@@ -103,7 +103,7 @@ class Actions:
         else:  # sorted as a whole: how many candidates would do is known to the device alone
             sets = sigma_as_top_k(logits_DV, torch.arange(len(logits_DV), device=logits_DV.device), sets)
             top_DV, index_DV = sort_descending(logits_DV.double())
-            log_total_D = (logits_DV.double() / sets.temperature_K[:, None]).logsumexp(-1)
+            log_total_D = tempered(top_DV, sets.temperature_K).logsumexp(-1)
             size_D, _ = support_size(top_DV, log_total_D, sets, self._order, complete=True)
             outside_DV = torch.arange(logits_DV.shape[1], device=logits_DV.device) >= size_D[:, None]
             dropped_DV.scatter_(1, index_DV, outside_DV)
