@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rheostat.decoding import sampling
 from rheostat.decoding.policy import Decision, SamplingParameters
-from rheostat.decoding.sampling import draw, exponentiate
+from rheostat.decoding.sampling import argmax, draw, exponentiate, take_rows
 from rheostat.decoding.spaces import candidate_grid
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import support_size, transform
@@ -174,6 +174,30 @@ def test_the_largest_logits_are_found(size: int, kind: str) -> None:
         assert all(len(set(row)) == count for row in index_RK.tolist())
         found_RK = logits_RV.gather(1, index_RK).sort(-1, descending=True).values
         assert torch.equal(found_RK, logits_RV.topk(count).values)
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000, 49_152])
+@pytest.mark.parametrize("kind", ["usual", "ties", "equal", "impossible", "last"])
+def test_the_largest_logit_is_found_where_it_stands_first(size: int, kind: str) -> None:
+    logits_RV = torch.stack([some_logits(size, 3.0, seed, rounded=kind == "ties") for seed in range(5)])
+    if kind == "ties":
+        logits_RV = logits_RV.div(4).round()  # so that most of a block is the largest
+    elif kind == "equal":
+        logits_RV = torch.zeros_like(logits_RV)
+    elif kind == "impossible":
+        logits_RV[:, : size // 2] = -torch.inf
+    elif kind == "last":
+        logits_RV[:, -1] = 100
+    assert torch.equal(argmax(logits_RV), logits_RV.argmax(-1))
+
+
+@pytest.mark.parametrize("rows", [[], [2], [1, 2, 3], [1, 3], [0, 1, 1, 2], [0, 0, 2], [3, 2, 1], [0, 2, 1, 3]])
+def test_rows_are_taken_as_indexing_takes_them(rows: list[int]) -> None:
+    logits_BV = torch.randn(4, 5)
+    taken_NV = take_rows(logits_BV, torch.tensor(rows, dtype=torch.int64))
+    assert torch.equal(taken_NV, logits_BV[rows])
+    shares_memory = taken_NV.untyped_storage().data_ptr() == logits_BV.untyped_storage().data_ptr()
+    assert shares_memory == (rows in ([2], [1, 2, 3]))
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-8, 1e-40, 1e-300, 5e-324])

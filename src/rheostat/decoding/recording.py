@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
-from rheostat.decoding.sampling import exponentiate, supports
+from rheostat.decoding.sampling import argmax, exponentiate, supports, take_rows
 from rheostat.decoding.strategy import Order
 from rheostat.decoding.transforms import tempered
 
@@ -74,10 +74,11 @@ def token_log_probabilities(
     plain: list[int] = []
     for k, temperature in enumerate(parameters.temperature_K.tolist()):
         if temperature == 0:
-            argmax_R = logits_BV[row_R].argmax(-1)
+            argmax_R = argmax(take_rows(logits_BV, row_R))
             log_p_SK[:, k] = torch.where(argmax_R[of_S] == token_S, 0.0, -torch.inf)
         elif truncated_K[k]:
-            log_p_SK[:, k] = _truncated(logits_BV[row_R], of_S, token_S, parameters[torch.tensor([k])], order)
+            logits_RV = take_rows(logits_BV, row_R)
+            log_p_SK[:, k] = _truncated(logits_RV, of_S, token_S, parameters[torch.tensor([k])], order)
         elif temperature == 1:
             log_p_SK[:, k] = logit_S - statistics.log_total_B[row_S]
         else:
@@ -94,7 +95,7 @@ def _log_totals(logits_BV: Tensor, row_R: Tensor, peak_B: Tensor, temperature_K:
     """log Σ exp((logit − peak) / T) of each row and temperature."""
     parts = []
     for chunk_R in torch.split(row_R, _CHUNK):
-        below_RV = logits_BV[chunk_R].float() - peak_B[chunk_R][:, None]
+        below_RV = take_rows(logits_BV, chunk_R).float() - peak_B[chunk_R][:, None]
         scaled_RV = torch.empty_like(below_RV)
         sums = []
         for temperature in temperature_K:

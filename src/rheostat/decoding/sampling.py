@@ -61,7 +61,7 @@ def draw(
     greedy_S = greedy_D[pair_S]
     if greedy_S.any():
         row_R, of_S = torch.unique(row_S[greedy_S], return_inverse=True)
-        token_S[greedy_S] = logits_BV[row_R].argmax(-1)[of_S]
+        token_S[greedy_S] = argmax(take_rows(logits_BV, row_R))[of_S]
     for kind_D, draw_kind in ((~greedy_D & ~truncated_D, _draw_plain), (~greedy_D & truncated_D, _draw_truncated)):
         for chunk_D in _chunks(kind_D.nonzero().squeeze(1), row_D):
             # unique() sorts the pairs, so each chunk is a contiguous range among the pairs of its kind
@@ -91,6 +91,32 @@ def _kernel(device: torch.device) -> Callable[..., Tensor] | None:
     return kernel
 
 
+def take_rows(logits_BV: Float[Tensor, "B V"], row_N: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
+    """The rows ``row_N``, not copied where they follow each other: a copy takes a third of a draw's time."""
+    if len(row_N) and bool((row_N.diff() == 1).all()):
+        return logits_BV[int(row_N[0]) : int(row_N[-1]) + 1]
+    return logits_BV.index_select(0, row_N)  # on a CPU three times as fast as indexing
+
+
+def argmax(logits_RV: Float[Tensor, "R V"]) -> Int[Tensor, " R"]:
+    """The lowest index of each row's largest logit: the block where it stands, then the place in the block.
+
+    On CPUs torch finds largest values several times faster than their indices.
+    """
+    vocabulary = logits_RV.shape[1]
+    blocks = vocabulary // _BLOCK
+    if not blocks:
+        return logits_RV.argmax(-1)
+    end = blocks * _BLOCK
+    peak_RN = logits_RV[:, :end].view(-1, blocks, _BLOCK).amax(-1)
+    if end < vocabulary:
+        peak_RN = torch.cat([peak_RN, logits_RV[:, end:].amax(-1, keepdim=True)], 1)
+    # what is left at the end begins inside the last block, so that it is a whole one; nothing as large stands before it
+    first_R = (peak_RN.argmax(-1) * _BLOCK).clamp(max=vocabulary - _BLOCK)
+    inside_RK = logits_RV.gather(1, first_R[:, None] + torch.arange(_BLOCK, device=logits_RV.device))
+    return first_R + inside_RK.argmax(-1)
+
+
 def _chunks(members_D: Int[Tensor, " N"], row_D: Int[Tensor, " D"]) -> Iterator[Int[Tensor, " C"]]:
     """The members in parts of at most ``_CHUNK`` rows and ``_PAIRS`` pairs; those of a row follow each other."""
     if len(members_D):
@@ -116,7 +142,7 @@ def _draw_plain(
         part = slice(first, first + _EXPONENTIATED)
         temperature_D = parameters.temperature_K[part]
         token_S[inside_S] = _draw_at(
-            logits_BV[row_D[part]], temperature_D, pair_S[inside_S] - first, uniform_S[inside_S]
+            take_rows(logits_BV, row_D[part]), temperature_D, pair_S[inside_S] - first, uniform_S[inside_S]
         )
     return token_S
 
@@ -163,7 +189,7 @@ def supports(
     share is computed once.
     """
     row_R, of_D = torch.unique(row_D, return_inverse=True)
-    logits_RV = logits_BV[row_R]
+    logits_RV = take_rows(logits_BV, row_R)
     parameters = sigma_as_top_k(logits_RV, of_D, parameters)
     vocabulary = logits_BV.shape[1]
     # A set with top-k needs little more than k candidates, whatever else cuts.
