@@ -1,5 +1,7 @@
 """``draw`` equals the inverse CDF of ``transform``, its reference, and belongs to the row alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from rheostat.decoding import sampling
 from rheostat.decoding.policy import Decision, SamplingParameters
-from rheostat.decoding.sampling import argmax, draw, exponentiate, take_rows
+from rheostat.decoding.sampling import argmax, draw, exponentiate, supports, take_rows
 from rheostat.decoding.spaces import candidate_grid
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import support_size, transform
@@ -155,6 +157,33 @@ def test_top_k_beyond_the_candidates(
         again_S = draw(logits_BV, torch.zeros(40, dtype=torch.int64), alone, uniform_S[mine_S], order)
         torch.testing.assert_close(again_S[safe_S[mine_S]], token_S[mine_S & safe_S])
     assert fallbacks.sorted > 0
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("rounded", [False, True], ids=["float32", "bfloat16-ties"])
+def test_large_supports_are_those_of_the_reference(spread: float, rounded: bool, order: Order) -> None:
+    """Thousands of tokens, in histograms whose bins hold hundreds, and beyond the last bin."""
+    logits_BV = some_logits(6_000, spread, 4, rounded)[None]
+    logits_BV[:, 5_000:5_500] -= 40
+    logits_BV[:, 5_500:] = -torch.inf
+    # no p lies where equal logits end, so that rounding decides nothing but the last two
+    tails = [(None, p) for p in (0.30013, 0.90007, 0.99913, 1 - 1e-9, 1 - 2**-53)]
+    tails += [(5_200, 0.90007), (5_000, 0.90007, 1e-3), (None, 0.90007, 1e-6), (4_500,), (5_800, 0.50009)]
+    tails += [(None, None, 1e-5)]
+    strategies = [Strategy(temperature, *tail) for temperature in (0.2, 1.0, 3.0) for tail in tails]
+    parameters = SamplingParameters.of(strategies)
+    kept_DV = torch.zeros(len(strategies), 6_000, dtype=torch.bool)
+    row_D = torch.zeros(len(strategies), dtype=torch.int64)
+    for member_D, _, index_DK, kept_DK in supports(logits_BV, row_D, parameters, order):
+        assert bool((index_DK.diff() > 0).all())
+        kept_DV[member_D[:, None], index_DK] = kept_DK
+    expected_DV = transform(logits_BV.expand(len(strategies), -1), parameters, order) > 0
+    rounding_D = torch.tensor([s.top_p is not None and s.top_p > 1 - 1e-6 for s in strategies])
+    assert torch.equal(kept_DV[~rounding_D], expected_DV[~rounding_D])
+    whole = replace(parameters, top_p_K=torch.ones_like(parameters.top_p_K))
+    probability_DV = transform(logits_BV.expand(len(strategies), -1), whole, order)
+    assert float((probability_DV * (kept_DV != expected_DV)).sum(-1).max()) < 1e-12
 
 
 @pytest.mark.parametrize("size", [200, 700, 5_000, 9_999, 49_152])

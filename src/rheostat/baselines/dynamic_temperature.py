@@ -75,27 +75,29 @@ class DynamicTemperature:
             return Decision(replace(plain, temperature_K=temperature_B), state.row_S)
         sets = SamplingParameters.of([self.truncation], logits_BV.device)[of_B]
         for row_B in torch.split(torch.arange(rows, device=logits_BV.device), _ROWS):
-            for member_B, top_BK, _, size_B in supports(logits_BV, row_B, sets[row_B], Order.TRANSFORMERS):
-                temperature_B, top_p_B = self._scaled(top_BK, size_B)
-                plain.temperature_K[row_B[member_B]] = temperature_B
-                plain.top_k_K[row_B[member_B]] = torch.where(size_B < vocabulary, size_B, 0)
-                plain.top_p_K[row_B[member_B]] = top_p_B
+            for member_B, logits_BK, _, is_kept_BK in supports(logits_BV, row_B, sets[row_B], Order.TRANSFORMERS):
+                own_B, size_B = row_B[member_B], is_kept_BK.sum(-1)
+                kept_BK = logits_BK.masked_fill(~is_kept_BK, -torch.inf)
+                last_B1 = logits_BK.masked_fill(~is_kept_BK, torch.inf).amin(-1, keepdim=True)
+                tied_B = (logits_BV[own_B] >= last_B1).sum(-1)
+                temperature_B, top_p_B = self._scaled(kept_BK, last_B1, size_B, tied_B)
+                plain.temperature_K[own_B] = temperature_B
+                plain.top_k_K[own_B] = torch.where(size_B < vocabulary, size_B, 0)
+                plain.top_p_K[own_B] = top_p_B
         return Decision(plain, state.row_S)
 
-    def _scaled(self, top_BK: Tensor, size_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The temperature of rows of which the ``size_B`` largest logits survive, and the top-p that parts ties.
+    def _scaled(self, kept_BK: Tensor, last_B1: Tensor, size_B: Tensor, tied_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The temperature of rows of which the logits ``kept_BK`` (else −∞) survive, and the top-p that parts ties.
 
         An engine scales first and truncates then, which changes what top-p and min-p keep. But the survivors are the n
         largest logits at any temperature, so that top-k = n says the same. Only top-p may have parted tokens that tie,
-        of which top-k keeps all: a top-p at the new temperature, halfway into the last token's mass, parts them again.
+        of which top-k keeps all (``tied_B``): a top-p at the new temperature, halfway into the last token's mass, parts
+        them again.
         """
-        position_K = torch.arange(top_BK.shape[1], device=top_BK.device)
-        last_B1 = size_B[:, None] - 1
-        kept_BK = top_BK.masked_fill(position_K > last_B1, -torch.inf)
         temperature_B = self.temperatures(torch.special.entr(kept_BK.softmax(-1)).sum(-1), size_B)
-        tied_BK = top_BK >= top_BK.gather(1, last_B1)
-        least = torch.finfo(torch.float64).tiny
-        below_BK = (top_BK - top_BK[:, :1]) / temperature_B.clamp(min=least)[:, None]
-        p_BK = below_BK.masked_fill(~tied_BK, -torch.inf).softmax(-1)
-        through_B = (p_BK.cumsum(-1) - p_BK / 2).gather(1, last_B1).squeeze(1)
-        return temperature_B, torch.where(tied_BK.sum(-1) > size_B, through_B, 1.0)
+        at_B1 = temperature_B.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+        peak_B1 = kept_BK.amax(-1, keepdim=True)
+        mass_B = ((kept_BK - peak_B1) / at_B1).exp().sum(-1)
+        last_B = ((last_B1 - peak_B1) / at_B1).exp().squeeze(1)
+        through_B = (mass_B - last_B / 2) / (mass_B + (tied_B - size_B) * last_B)
+        return temperature_B, torch.where(tied_B > size_B, through_B, 1.0)

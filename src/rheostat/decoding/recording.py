@@ -112,11 +112,10 @@ def _truncated(
     for first in range(0, len(logits_RV), _SORTED):
         logits_DV = logits_RV[first : first + _SORTED]
         sets = parameters[torch.zeros(len(logits_DV), dtype=torch.int64)]
-        for member_D, top_DK, index_DK, size_D in supports(logits_DV, torch.arange(len(logits_DV)), sets, order):
+        for member_D, logits_DK, index_DK, kept_DK in supports(logits_DV, torch.arange(len(logits_DV)), sets, order):
             inside_S = torch.isin(of_S, member_D + first)
             local_S = torch.searchsorted(member_D, of_S[inside_S] - first)
-            kept_DK = torch.arange(top_DK.shape[1], device=top_DK.device) < size_D[:, None]
-            scaled_DK = tempered(top_DK, parameters.temperature_K).masked_fill(~kept_DK, -torch.inf)
+            scaled_DK = tempered(logits_DK, parameters.temperature_K).masked_fill(~kept_DK, -torch.inf)
             log_p_DK = scaled_DK.log_softmax(-1)
             is_token_SK = index_DK[local_S] == token_S[inside_S][:, None]
             found_S = log_p_DK[local_S].masked_fill(~is_token_SK, -torch.inf).amax(-1)

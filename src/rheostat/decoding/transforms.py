@@ -27,7 +27,7 @@ def sort_descending(
 
 def tempered(logits_BV: Float[Tensor, "B V"], temperature_B: Float[Tensor, " B"]) -> Float[Tensor, "B V"]:
     """(logit − largest) / T of each row, for temperatures above 0: no T is so small that it gives ∞ − ∞."""
-    return (logits_BV - logits_BV.amax(-1, keepdim=True)) / temperature_B[:, None]
+    return (logits_BV - logits_BV.amax(-1, keepdim=True)).div_(temperature_B[:, None])
 
 
 def sigma_as_top_k(

@@ -97,9 +97,8 @@ class Actions:
         logits_DV = logits_SV[row_D]
         dropped_DV = torch.ones_like(logits_DV, dtype=torch.bool)
         if _is_cpu(logits_SV):
-            for member_D, top_DK, index_DK, size_D in supports(logits_SV, row_D, sets, self._order):
-                outside_DK = torch.arange(top_DK.shape[1]) >= size_D[:, None]
-                dropped_DV[member_D[:, None], index_DK] = outside_DK
+            for member_D, _, index_DK, kept_DK in supports(logits_SV, row_D, sets, self._order):
+                dropped_DV[member_D[:, None], index_DK] = ~kept_DK
         else:  # sorted as a whole: how many candidates would do is known to the device alone
             sets = sigma_as_top_k(logits_DV, torch.arange(len(logits_DV), device=logits_DV.device), sets)
             top_DV, index_DV = sort_descending(logits_DV.double())
