@@ -43,14 +43,14 @@ def entropy(results: Results, width: int, name: str) -> Markup | None:
         figure = new_figure(width, height)
         grid: Any = figure.subplots(down, across, squeeze=False)
         figure.subplots_adjust(
-            left=34 / width, right=1 - 8 / width, bottom=44 / height, top=1 - 30 / height, wspace=0.16, hspace=0.42
+            left=34 / width, right=1 - 14 / width, bottom=44 / height, top=1 - 30 / height, wspace=0.16, hspace=0.42
         )
         for axes, draw in zip(grid.flat, panels, strict=True):
             quiet(axes)
             draw(axes)
             every = -(-len(edges) // 11)
             ticks = range(0, len(edges), every)
-            axes.set_xticks([tick - 0.5 for tick in ticks], [f"{edges[tick]:g}" for tick in ticks])
+            axes.set_xticks([tick - 0.5 for tick in ticks], [f"{edges[tick]:.2g}" for tick in ticks])
             axes.set_xlim(-0.5, size - 0.5)
             axes.set_xlabel("entropy of the next token, nats", color=colour("muted"), loc="left", labelpad=4)
         return to_svg(figure, f"{name}{width}", "Bars: how many tokens have which entropy, and which actions they get.")
@@ -189,4 +189,6 @@ def _most_frequent(axes: Any, tokens: Sequence[tuple[str, float]], most: int, ti
         text = f"{share:.0f}" if share >= 1 else f"{share:.1g}"
         style = {"va": "center", "fontsize": 9.5, "color": colour("muted")}
         axes.annotate(text, (share, place), (4, 0), textcoords="offset points", **style)
+    if not tokens:
+        axes.text(-0.55, 1, "not taken", transform=axes.transAxes, color=colour("muted"), fontsize=9.5, va="top")
     axes.set_title(short(title), color=colour("ink"), fontsize=11.5, pad=6, x=-0.55)
