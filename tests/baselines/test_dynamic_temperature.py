@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from rheostat.baselines.dynamic_temperature import DynamicTemperature
-from rheostat.decoding import sampling
+from rheostat.decoding import support
 from rheostat.decoding.policy import StepState
 from rheostat.decoding.sampling import draw
 from rheostat.decoding.strategy import Order, Strategy
@@ -122,7 +122,7 @@ def test_truncated_then_scaled(size: int, low: float, high: float, exponent: flo
 @pytest.mark.parametrize("most", [4096, 40])
 def test_draws_are_of_that_distribution(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the loop's own draw, which sees a few candidates only, on tied rows."""
-    monkeypatch.setattr(sampling, "_MOST_CANDIDATES", most)
+    monkeypatch.setattr(support, "_MOST_CANDIDATES", most)
     logits_BV = some_logits(700, rounded=True)
     row_S = torch.arange(5).repeat_interleave(60)
     uniform_S = torch.rand(300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

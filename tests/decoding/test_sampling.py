@@ -8,11 +8,12 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from rheostat.decoding import sampling
+from rheostat.decoding import support
 from rheostat.decoding.policy import Decision, SamplingParameters
-from rheostat.decoding.sampling import argmax, draw, exponentiate, supports, take_rows
+from rheostat.decoding.sampling import argmax, draw, exponentiate
 from rheostat.decoding.spaces import candidate_grid
 from rheostat.decoding.strategy import Order, Strategy
+from rheostat.decoding.support import supports, take_rows
 from rheostat.decoding.transforms import support_size, transform
 from rheostat.seeding import Purpose, derive_seed, uniforms
 
@@ -48,22 +49,22 @@ def reference(probability_SV: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor
 
 
 class Fallbacks:
-    """Counts the distributions whose support was settled by sorting the whole vocabulary."""
+    """Counts the distributions whose support a few candidates settled, and those that needed the whole vocabulary."""
 
     def __init__(self) -> None:
-        self.settled = self.sorted = 0
+        self.settled = self.open = 0
 
     def __call__(self, top_BK: Tensor, *args: object, complete: bool, **kwargs: object) -> tuple[Tensor, Tensor]:
         size_B, known_B = support_size(top_BK, *args, complete=complete, **kwargs)  # type: ignore[arg-type]
         self.settled += 0 if complete else int(known_B.sum())
-        self.sorted += 0 if complete else int((~known_B).sum())
+        self.open += 0 if complete else int((~known_B).sum())
         return size_B, known_B
 
 
 @pytest.fixture
 def fallbacks(monkeypatch: pytest.MonkeyPatch) -> Fallbacks:
     counter = Fallbacks()
-    monkeypatch.setattr(sampling, "support_size", counter)
+    monkeypatch.setattr(support, "support_size", counter)
     return counter
 
 
@@ -107,17 +108,17 @@ def test_fallback_to_the_whole_vocabulary(spread: str, order: Order, fallbacks: 
     logits_BV = torch.stack([some_logits(1200, SPREADS[spread], seed, rounded=True) for seed in range(2)])
     check_against_reference(logits_BV, order)
     if spread in ("flat", "mild"):
-        assert fallbacks.sorted > {"flat": 50, "mild": 10}[spread]
+        assert fallbacks.open > {"flat": 50, "mild": 10}[spread]
     if spread == "peaked":
         assert fallbacks.settled > 100
-        assert fallbacks.sorted == 0
+        assert fallbacks.open == 0
 
 
 @pytest.mark.parametrize("order", Order)
 def test_all_logits_equal(order: Order, fallbacks: Fallbacks) -> None:
     """Every cut falls among ties; top-p keeps the highest indices."""
     check_against_reference(torch.zeros(1, 700), order)
-    assert fallbacks.sorted > 0
+    assert fallbacks.open > 0
 
 
 @pytest.mark.parametrize("order", Order)
@@ -134,7 +135,7 @@ def test_impossible_tokens_are_never_drawn(order: Order) -> None:
 def test_top_k_beyond_the_candidates(
     order: Order, most: int, fallbacks: Fallbacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "_MOST_CANDIDATES", most)
+    monkeypatch.setattr(support, "_MOST_CANDIDATES", most)
     logits_BV = some_logits(900, 1.0, 8, rounded=True)[None]
     strategies = [
         Strategy(1.0, k, p, m)
@@ -156,7 +157,7 @@ def test_top_k_beyond_the_candidates(
         alone = Decision(SamplingParameters.of([strategies[index]]), torch.zeros(40, dtype=torch.int64))
         again_S = draw(logits_BV, torch.zeros(40, dtype=torch.int64), alone, uniform_S[mine_S], order)
         torch.testing.assert_close(again_S[safe_S[mine_S]], token_S[mine_S & safe_S])
-    assert fallbacks.sorted > 0
+    assert fallbacks.open > 0
 
 
 @pytest.mark.parametrize("order", Order)
@@ -199,7 +200,7 @@ def test_the_largest_logits_are_found(size: int, kind: str) -> None:
     elif kind == "rising":  # the largest stand side by side, at the end
         logits_RV = logits_RV.sort(-1).values
     for count in (1, 17, 200):
-        index_RK = sampling._largest(logits_RV, count)
+        index_RK = support._largest(logits_RV, count)
         assert all(len(set(row)) == count for row in index_RK.tolist())
         found_RK = logits_RV.gather(1, index_RK).sort(-1, descending=True).values
         assert torch.equal(found_RK, logits_RV.topk(count).values)

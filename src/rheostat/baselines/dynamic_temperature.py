@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
 from rheostat.decoding.recording import row_statistics
-from rheostat.decoding.sampling import supports
 from rheostat.decoding.strategy import Order, Strategy
+from rheostat.decoding.support import supports
 from rheostat.errors import ConfigError
 
 _ROWS = 64  # looked at at once: 64 of 50,000 float32 logits are 13 MB

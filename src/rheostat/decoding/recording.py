@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
-from rheostat.decoding.sampling import argmax, exponentiate, supports, take_rows
+from rheostat.decoding.sampling import argmax, exponentiate
 from rheostat.decoding.strategy import Order
+from rheostat.decoding.support import supports, take_rows
 from rheostat.decoding.transforms import tempered
 
 _CHUNK = 16  # rows looked at at once: 16 of 50,000 float32 logits stay in a processor's cache

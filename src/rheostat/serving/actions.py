@@ -11,8 +11,8 @@ from rheostat.adapters.files import Adapter
 from rheostat.adapters.sequence import PromptFeatures, SequenceAdapter
 from rheostat.adapters.token import TokenAdapter
 from rheostat.decoding.policy import SamplingParameters
-from rheostat.decoding.sampling import supports
 from rheostat.decoding.strategy import ActionSpace
+from rheostat.decoding.support import supports
 from rheostat.decoding.transforms import sigma_as_top_k, sort_descending, support_size, tempered
 from rheostat.errors import AdapterError
 
