@@ -103,7 +103,8 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
     def select(self, parent_B: Tensor) -> None:
         """Row i becomes a copy of row ``parent_B[i]``."""
         self._has_moved()
-        self.buffers = [(keys[parent_B], values[parent_B]) for keys, values in self.buffers]
+        for layer, (keys, values) in enumerate(self.buffers):  # one at a time: not all layers are there twice
+            self.buffers[layer] = keys[parent_B], values[parent_B]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.prefix.length + self.length
