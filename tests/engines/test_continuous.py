@@ -32,12 +32,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
     return LocalEngine(folder, dtype=torch.float32, device="cpu")
 
 
-@pytest.fixture(params=["fake", "tiny"])
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
+    """Its passes without prompts run in compiled kernels."""
+    folder = save_model(tmp_path_factory.mktemp("wide"), config_of("llama-wide"))
+    return LocalEngine(folder, dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(params=["fake", "tiny", "wide"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SlotEngine:
     monkeypatch.setattr(continuous, "_PROMPT_TOKENS", 16)  # prompts are fed in pieces
     monkeypatch.setattr(slots, "_ROOM", 8)  # and buffers grow often
     monkeypatch.setattr(slots, "_ROWS", 2)
-    return FakeEngine() if request.param == "fake" else request.getfixturevalue("tiny")
+    return FakeEngine() if request.param == "fake" else request.getfixturevalue(request.param)
 
 
 def token_policy(engine: SlotEngine, start: bool = False) -> AdaptiveDecoding:

@@ -47,7 +47,9 @@ def test_linear_layers_and_what_follows_them(
     assert_near(layer.plus(x, other), exact + other.double())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen2", "qwen3", "mistral", "llama-wide", "qwen2-wide", "qwen3-wide"]
+)
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 4), (torch.bfloat16, 1.3)])
 def test_a_pass_errs_like_transformers(
     architecture: str, dtype: torch.dtype, factor: float, tmp_path_factory: pytest.TempPathFactory
@@ -56,6 +58,7 @@ def test_a_pass_errs_like_transformers(
     folder = save_model(tmp_path_factory.mktemp(architecture), config_of(architecture, **fields))
     engine = LocalEngine(folder, dtype=dtype, device="cpu")
     assert all(isinstance(layer, Layer) for layer in engine.model.base_model.layers)
+    assert all((layer.kernels is not None) == architecture.endswith("wide") for layer in engine.model.base_model.layers)
     seen: list[Tensor] = []
 
     class Watch:

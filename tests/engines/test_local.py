@@ -54,7 +54,9 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def config_of(kind: str, **fields: object) -> transformers.PretrainedConfig:
+def config_of(name: str, **fields: object) -> transformers.PretrainedConfig:
+    """A tiny model's; one whose name ends in ``-wide`` has heads as large as the compiled kernels want them."""
+    kind, _, wide = name.partition("-")
     classes = {
         "llama": transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,
@@ -73,7 +75,7 @@ def config_of(kind: str, **fields: object) -> transformers.PretrainedConfig:
         bos_token_id=None,
         eos_token_id=0,
         tie_word_embeddings=kind == "qwen2",
-        **({"head_dim": 8} if kind in ("qwen3", "gemma") else {}),
+        **({"head_dim": 32} if wide else {"head_dim": 8} if kind in ("qwen3", "gemma") else {}),
         **fields,
     )
 
@@ -108,7 +110,7 @@ class Pair:
         return output.hidden_states[-1][0], output.logits[0]
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2", "qwen3", "gemma"])
+@pytest.fixture(scope="session", params=["llama", "qwen2", "qwen3", "gemma", "llama-wide", "qwen3-wide"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = save_model(tmp_path_factory.mktemp(request.param), config_of(request.param))
     engine = LocalEngine(folder, dtype=torch.float32, device="cpu")

@@ -11,11 +11,12 @@ which costs two to four times what the unused room does.
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
+from rheostat.engines.kernels import Place
 from rheostat.engines.slots import SlotCache
 
 if TYPE_CHECKING:
@@ -37,21 +38,27 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
 
     Unused room holds zeros.
 
+    Args:
+        prefix: what all rows share.
+        padding_B: how many of each row's first tokens nobody sees.
+        room: tokens by which buffers grow.
+
     Attributes:
         still: steps of one token since the buffers last moved to other memory.
         replay: such a step as a GPU can replay it, while the buffers stay where they are.
         at_1: where such a step writes, on the device; None: ``length``, which a replay would not look at again.
     """
 
-    def __init__(self, prefix: Prefix, room: int = _ROOM) -> None:
+    def __init__(self, prefix: Prefix, padding_B: Int[Tensor, " B"], room: int = _ROOM) -> None:
         super().__init__(layers=[])
-        self.prefix = prefix
+        self.prefix, self.padding_B = prefix, padding_B
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.length = 0
         self.still = 0
         self.replay: Replay | None = None
         self.at_1: Tensor | None = None
         self._unit = room
+        self._end_B: Tensor | None = None
 
     def _room(self, tokens: int) -> int:
         """What the buffers need for ``tokens`` more tokens."""
@@ -60,6 +67,24 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
     def fits(self) -> bool:
         """Whether the buffers have room for one more token."""
         return bool(self.buffers) and self.buffers[0][0].shape[2] == self._room(1)
+
+    def place(self, layer: int, states: Tensor, groups: int, size: int) -> Place | None:
+        """Where kernels work for ``layer``, given the pass's hidden states; None: more than a token for each row."""
+        rows, length, _ = states.shape
+        if length != 1:
+            return None
+        if layer == len(self.buffers):
+            self.buffers.append((states.new_zeros(rows, groups, 0, size),) * 2)
+        keys, values = self._with_room(layer, 1)
+        if self._end_B is None:
+            self._end_B = torch.full((rows,), self.length + 1)
+        prefix = self.prefix.layers[layer] if self.prefix.length else None
+        return Place(keys, values, self.padding_B, self._end_B, prefix)
+
+    def mask_of_step(self) -> Float[Tensor, "B 1 1 P+room"]:
+        """The mask of a pass of one token for each row."""
+        own_C = torch.arange(self.length + 1, device=self.padding_B.device)
+        return self.mask((own_C < self.padding_B[:, None])[:, None, None])
 
     def mask(self, hidden: Bool[Tensor, "B 1 L C"]) -> Float[Tensor, "B 1 L P+room"]:
         """What :func:`attend` adds to the scores of a pass of L tokens; C counts the rows' own tokens, these included.
@@ -77,14 +102,10 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append at ``length`` and return the buffers; ``step`` moves ``length``."""
-        end, room = self.length + key_states.shape[2], self._room(key_states.shape[2])
+        end = self.length + key_states.shape[2]
         if layer_idx == len(self.buffers):
             self.buffers.append((key_states[:, :, :0], value_states[:, :, :0]))
-        if self.buffers[layer_idx][0].shape[2] != room:
-            keys, values = self.buffers[layer_idx]
-            self.buffers[layer_idx] = _grown(keys, room), _grown(values, room)
-            self._has_moved()
-        keys, values = self.buffers[layer_idx]
+        keys, values = self._with_room(layer_idx, key_states.shape[2])
         if self.at_1 is not None:
             keys.index_copy_(2, self.at_1, key_states)
             values.index_copy_(2, self.at_1, value_states)
@@ -93,16 +114,27 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
             values[:, :, self.length : end] = value_states
         return keys, values
 
+    def _with_room(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """The layer's buffers, grown where ``tokens`` more do not fit."""
+        room = self._room(tokens)
+        if self.buffers[layer][0].shape[2] != room:
+            keys, values = self.buffers[layer]
+            self.buffers[layer] = _grown(keys, room), _grown(values, room)
+            self._has_moved()
+        return self.buffers[layer]
+
     def _has_moved(self) -> None:
         self.still, self.replay = 0, None
 
     def step(self, tokens: int) -> None:
         """All layers have appended ``tokens`` tokens."""
         self.length += tokens
+        self._end_B = None
 
     def select(self, parent_B: Tensor) -> None:
         """Row i becomes a copy of row ``parent_B[i]``."""
         self._has_moved()
+        self.padding_B, self._end_B = self.padding_B[parent_B], None
         for layer, (keys, values) in enumerate(self.buffers):  # one at a time: not all layers are there twice
             self.buffers[layer] = keys[parent_B], values[parent_B]
 

@@ -63,7 +63,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What shapes an engine's numbers. ``fingerprint`` identifies the base model's content."""
+    """What shapes an engine's numbers.
+
+    Attributes:
+        fingerprint: identifies the base model's content.
+        threads: of the processor, which divide sums among them.
+        kernels: who computes a step's attention on a CPU: ``torch``, or ``compiled`` (:mod:`rheostat.engines.kernels`).
+    """
 
     kind: str
     model: str
@@ -73,6 +79,13 @@ class EngineInfo:
     dtype: str
     device: str
     threads: int
+    kernels: str = "torch"
+
+    @property
+    def identity(self) -> list[str | int]:
+        """All of it that shapes the numbers: not the model's name, nor what the fingerprint has."""
+        compiled = [] if self.kernels == "torch" else [self.kernels]
+        return [self.fingerprint, self.kind, self.dtype, self.device, self.threads, *compiled]
 
     def to_dict(self) -> dict[str, str | int]:
         return asdict(self)

@@ -19,6 +19,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from rheostat.engines.attention import attend
+from rheostat.engines.kernels import Kernels, kernels
 
 _MANY_OUTPUTS = 30_000  # more than layers have, as many as vocabularies
 _KINDS = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
@@ -81,6 +82,20 @@ class PackedLinear(Linear):
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, operation)  # type: ignore[no-any-return]
 
 
+class Norm(nn.Module):
+    """RMSNorm of a layer of transformers', computed in float32."""
+
+    def __init__(self, norm: Any, kernels: Kernels | None) -> None:
+        super().__init__()
+        self.weight, self.epsilon = norm.weight.detach(), norm.variance_epsilon
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernels is not None and x.is_contiguous():
+            return self.kernels.norm(x, self.weight, self.epsilon)
+        return functional.rms_norm(x, x.shape[-1:], self.weight, self.epsilon)
+
+
 class Layer(nn.Module):
     """A decoder layer as Llama, Mistral, Qwen2 and Qwen3 have it; called as transformers calls its own.
 
@@ -102,12 +117,18 @@ class Layer(nn.Module):
         self.gate = kind(feed_forward.gate_proj.weight, feed_forward.gate_proj.bias)
         self.up = kind(feed_forward.up_proj.weight, feed_forward.up_proj.bias)
         self.down = kind(feed_forward.down_proj.weight, feed_forward.down_proj.bias)
-        self.before_attention, self.before_feed_forward = layer.input_layernorm, layer.post_attention_layernorm
+        weight = parts[0].weight
+        self.kernels = (
+            kernels(weight.dtype, self.size, self.heads // self.groups) if weight.device.type == "cpu" else None
+        )
+        self.before_attention = Norm(layer.input_layernorm, self.kernels)
+        self.before_feed_forward = Norm(layer.post_attention_layernorm, self.kernels)
         self.head_norm_KD: Tensor | None = None
+        self.epsilon = 0.0
         if hasattr(attention, "q_norm"):  # Qwen3: of every query and key by itself
             norms = [attention.q_norm] * self.heads + [attention.k_norm] * self.groups
             self.head_norm_KD = torch.stack([norm.weight.detach() for norm in norms])
-            self.epsilon: float = attention.q_norm.variance_epsilon
+            self.epsilon = attention.q_norm.variance_epsilon
 
     def forward(
         self,
@@ -118,7 +139,31 @@ class Layer(nn.Module):
         **kwargs: Any,
     ) -> Float[Tensor, "B L H"]:
         rows, length, _ = hidden_states.shape
-        qkv = self.qkv(_normed(self.before_attention, hidden_states)).view(rows, length, -1, self.size)
+        qkv = self.qkv(self.before_attention(hidden_states))
+        mixed = self._step(qkv, hidden_states, position_embeddings, past_key_values)
+        if mixed is None:
+            mixed = self._attention(qkv, attention_mask, position_embeddings, past_key_values, **kwargs)
+        hidden_states = self.out.plus(mixed.reshape(rows, length, -1), hidden_states)
+        x = self.before_feed_forward(hidden_states)
+        return self.down.plus(self.up.times(x, self.gate.silu(x)), hidden_states)
+
+    def _step(self, qkv: Tensor, hidden_states: Tensor, positions: tuple[Tensor, Tensor], cache: Any) -> Tensor | None:
+        """Attention of a token for each row, where kernels can do it."""
+        place = None if self.kernels is None else cache.place(self.layer_idx, hidden_states, self.groups, self.size)
+        if self.kernels is None or place is None:
+            return None
+        return self.kernels.attend(qkv, *positions, self.scaling, place, self.head_norm_KD, self.epsilon)
+
+    def _attention(
+        self,
+        qkv: Tensor,
+        attention_mask: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        past_key_values: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Attention as torch does it."""
+        qkv = qkv.view(*qkv.shape[:2], -1, self.size)
         turning, value = qkv[:, :, : -self.groups], qkv[:, :, -self.groups :]
         if self.head_norm_KD is not None:
             turning = functional.rms_norm(turning, (self.size,), eps=self.epsilon) * self.head_norm_KD
@@ -126,10 +171,7 @@ class Layer(nn.Module):
         turned = torch.addcmul(turning * cos, turning.roll(self.size // 2, -1), sin)
         query, key = turned[:, :, : self.heads].transpose(1, 2), turned[:, :, self.heads :].transpose(1, 2)
         keys, values = past_key_values.update(key, value.transpose(1, 2), self.layer_idx)
-        mixed, _ = attend(self, query, keys, values, attention_mask, self.scaling, **kwargs)
-        hidden_states = self.out.plus(mixed.reshape(rows, length, -1), hidden_states)
-        x = _normed(self.before_feed_forward, hidden_states)
-        return self.down.plus(self.up.times(x, self.gate.silu(x)), hidden_states)
+        return attend(self, query, keys, values, attention_mask, self.scaling, **kwargs)[0]
 
 
 class Rotary(nn.Module):
@@ -148,18 +190,23 @@ class Rotary(nn.Module):
         return cos[:, :, None], sin[:, :, None]
 
 
-def speed_up(model: nn.Module) -> None:
-    """Replace what this module has a faster form of, in place. What a layer was made of is let go."""
+def speed_up(model: nn.Module) -> bool:
+    """Replace what this module has a faster form of, in place. What a layer was made of is let go.
+
+    Returns whether its steps are those of :mod:`rheostat.engines.kernels`.
+    """
     base: Any = getattr(model, "base_model", model)
     layers = getattr(base, "layers", None)
     if layers is not None and all(_is_known(layer) for layer in layers):
         for index, layer in enumerate(layers):
             layers[index] = Layer(layer)
         base.rotary_emb = Rotary(base.rotary_emb)
+        base.norm = Norm(base.norm, base.layers[0].kernels)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear and _kind(child) is PackedLinear:
                 setattr(module, name, PackedLinear(child.weight, child.bias))
+    return any(isinstance(module, Layer) and module.kernels is not None for module in model.modules())
 
 
 def _is_known(layer: Any) -> bool:
@@ -176,7 +223,3 @@ def _kind(linear: nn.Linear) -> type[Linear]:
     if weight.dtype == torch.bfloat16:
         return PackedLinear if torch.ops.mkldnn._is_mkldnn_bf16_supported() else Linear
     return PackedLinear if weight.dtype == torch.float32 and len(weight) >= _MANY_OUTPUTS else Linear
-
-
-def _normed(norm: Any, x: Tensor) -> Tensor:
-    return functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)

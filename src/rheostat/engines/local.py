@@ -70,19 +70,21 @@ class LocalEngine:
         dtype = dtype or default_dtype(self.device)
         self.model, self.tokenizer = _load(Path(path), dtype, self.device)
         config = self.model.config.get_text_config()
+        identity = fingerprint(self.model, self.tokenizer)
+        size: int = self.model.get_output_embeddings().weight.shape[0]
+        self._kernels = speed_up(self.model)
         self.info = EngineInfo(
             kind="local",
             model=name or str(path),
-            fingerprint=fingerprint(self.model, self.tokenizer),
+            fingerprint=identity,
             hidden_size=config.hidden_size,
             context_length=config.max_position_embeddings,
             dtype=str(dtype).removeprefix("torch."),
             device=self.device.type,
             threads=torch.get_num_threads(),
+            kernels="compiled" if self._kernels else "torch",
         )
-        size: int = self.model.get_output_embeddings().weight.shape[0]
         self.vocabulary = TokenizerVocabulary(self.tokenizer, _eos_ids(self.model, self.tokenizer), size)
-        speed_up(self.model)
         self._hidden_BLH = torch.empty(0)
         self.model.base_model.register_forward_hook(self._keep_hidden)
         self._heads = config.num_attention_heads
@@ -254,12 +256,12 @@ class LocalEngine:
     def prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Keys and values of a shared prefix, computed once and kept for later batches."""
         if tokens not in self._prefixes:
-            cache = RowCache(Prefix([], 0))
+            cache = RowCache(Prefix([], 0), torch.zeros(1, dtype=torch.int64, device=self.device))
             sum_BH = torch.zeros(1, self.info.hidden_size)
             if tokens:
                 positions = torch.arange(len(tokens), device=self.device)[None]
                 ids = torch.tensor([tokens], device=self.device)
-                sum_BH = self.prefill(ids, positions, torch.zeros_like(ids), cache).sum_BH
+                sum_BH = self.prefill(ids, positions, cache).sum_BH
             layers = [
                 (k[0, :, : cache.length].contiguous(), v[0, :, : cache.length].contiguous()) for k, v in cache.buffers
             ]
@@ -274,21 +276,20 @@ class LocalEngine:
         self._prefixes.clear()
 
     @torch.inference_mode()
-    def prefill(
-        self, ids_BL: Tensor, position_BL: Tensor, padding_BL: Tensor, cache: RowCache, *, logits: bool = False
-    ) -> Fed:
+    def prefill(self, ids_BL: Tensor, position_BL: Tensor, cache: RowCache, *, logits: bool = False) -> Fed:
         """Run prompt tokens through the model in passes of bounded memory; without ``logits`` there are none.
 
-        Tokens with ``padding_BL`` 1 are invisible and left out of the sum of hidden states.
+        A row's padding is invisible and left out of the sum of hidden states.
         """
         rows, length = ids_BL.shape
+        is_padding_BL = torch.arange(length, device=self.device) < cache.padding_B[:, None]
         scores = rows * self._heads * (cache.prefix.length + length) * 4
         step = max(1, min(_PREFILL_TOKENS // rows, _SCORE_BYTES // scores))
         sum_BH = torch.zeros(rows, self.info.hidden_size, device=self.device)
         for start in range(0, length, step):
             end = min(start + step, length)
             causal_LC = torch.arange(end, device=self.device) > torch.arange(start, end, device=self.device)[:, None]
-            hidden_LC = causal_LC | padding_BL[:, None, None, :end].bool()
+            hidden_LC = causal_LC | is_padding_BL[:, None, None, :end]
             # a padding query sees itself, so that its softmax is defined
             hidden_LC &= torch.arange(end, device=self.device) != torch.arange(start, end, device=self.device)[:, None]
             mask, is_last = cache.mask(hidden_LC), end == length
@@ -296,13 +297,13 @@ class LocalEngine:
                 ids_BL[:, start:end], position_BL[:, start:end], mask, cache, logits=logits and is_last
             )
             cache.step(end - start)
-            seen_BL = 1 - padding_BL[:, start:end]
-            sum_BH += (hidden_BLH.float() * seen_BL[..., None]).sum(1)
+            sum_BH += (hidden_BLH.float() * ~is_padding_BL[:, start:end, None]).sum(1)
         return Fed(hidden_BLH[:, -1], logits_BV, sum_BH)
 
     @torch.inference_mode()
-    def step(self, token_B: Tensor, position_B: Tensor, mask: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
+    def step(self, token_B: Tensor, position_B: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
         """One token per row: hidden_BH after the final norm, and float32 logits_BV, which last until the next step."""
+        mask = _no_mask(self.device) if self._kernels else cache.mask_of_step()
         replay = self._replays.of(cache, token_B, position_B, mask)
         if replay is None:
             hidden_BLH, logits_BV = self.forward(token_B[:, None], position_B[:, None], mask, cache, logits=True)
@@ -340,13 +341,18 @@ class LocalEngine:
         output = self.model(
             input_ids=id_N[None],
             position_ids=position_N[None],
-            attention_mask=torch.zeros(1, 1, 1, 1, device=self.device),  # unused: a mask of four axes is not looked at
+            attention_mask=_no_mask(self.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=last_B,
             rheostat_slots=cache,
         )
         return self._hidden_BLH[0], output.logits[0].float()
+
+
+def _no_mask(device: torch.device) -> Tensor:
+    """A mask of four axes, which transformers does not look at, where attention needs none."""
+    return torch.zeros(1, 1, 1, 1, device=device)
 
 
 class _LocalRows:
@@ -360,16 +366,15 @@ class _LocalRows:
         self.lengths = torch.tensor([len(ids) for ids in prompts], device=device)
         own = max(map(len, prompts)) - shared
         self.ids_BL = torch.tensor([[0] * (own - len(ids) + shared) + ids[shared:] for ids in prompts], device=device)
-        self.padding_BL = (torch.arange(own, device=device) < (own + shared - self.lengths)[:, None]).long()
-        prefix = engine.prefix(tuple(prompts[0][:shared]))
-        self.cache = RowCache(prefix, ROOM) if device.type == "cuda" else RowCache(prefix)
+        prefix, padding_B = engine.prefix(tuple(prompts[0][:shared])), own + shared - self.lengths
+        self.cache = RowCache(prefix, padding_B, ROOM) if device.type == "cuda" else RowCache(prefix, padding_B)
         self.position_B = self.lengths - 1  # of the last token in the cache
 
     def _prefill(self, *, logits: bool) -> Fed:
-        start = self.lengths - self.padding_BL.shape[1]
+        start = self.lengths - self.ids_BL.shape[1]
         own = torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device)
         position_BL = (start[:, None] + own).clamp(min=0)
-        return self.engine.prefill(self.ids_BL, position_BL, self.padding_BL, self.cache, logits=logits)
+        return self.engine.prefill(self.ids_BL, position_BL, self.cache, logits=logits)
 
     def embed(self, pooling: Pooling) -> Tensor:
         fed = self._prefill(logits=False)
@@ -386,15 +391,9 @@ class _LocalRows:
     def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
         if parent_B is not None:
             self.cache.select(parent_B)
-            self.padding_BL, self.position_B = self.padding_BL[parent_B], self.position_B[parent_B]
+            self.position_B = self.position_B[parent_B]
         self.position_B = self.position_B + 1
-        return self._step(token_B)
-
-    def _step(self, token_B: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.cache.length + 1
-        padding_BC = nn.functional.pad(self.padding_BL, (0, max(0, own - self.padding_BL.shape[1])))[:, :own]
-        mask = self.cache.mask(padding_BC[:, None, None].bool())
-        return self.engine.step(token_B, self.position_B, mask, self.cache)
+        return self.engine.step(token_B, self.position_B, self.cache)
 
 
 class TokenizerVocabulary:

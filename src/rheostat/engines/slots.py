@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from rheostat.engines.continuous import Fed
+from rheostat.engines.kernels import Place
 
 if TYPE_CHECKING:
     from rheostat.engines.local import LocalEngine
@@ -78,6 +79,16 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         grown = buffer.new_zeros(self._rows, buffer.shape[1], self._room, buffer.shape[3])
         grown[:rows, :, :tokens] = buffer[:rows, :, :tokens]
         return grown
+
+    def place(self, layer: int, states: Tensor, groups: int, size: int) -> Place | None:
+        """Where kernels work for ``layer``, given the pass's hidden states; None: pieces of prompts are among them."""
+        if self._pieces:
+            return None
+        if layer == len(self.buffers):
+            shape = (self._rows, groups, self._room, size)
+            self.buffers.append((states.new_zeros(shape), states.new_zeros(shape)))
+        keys, values = (buffer[: self._single] for buffer in self.buffers[layer])
+        return Place(keys, values, torch.zeros_like(self._position_S), self._position_S + 1, None)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object

@@ -104,9 +104,9 @@ class _Item:
 def rollout_key(info: EngineInfo, order: Order, request: Request, policy_key: str | None = None) -> str:
     """The content hash (32 hexadecimal digits) of everything that shapes a completion, and of nothing else.
 
-    These are the base model's fingerprint; the engine's kind, dtype, device and threads; the order of the transforms;
-    the prompt's text, stop strings and problem; the strategy's exact numbers, or the token policy's key and the
-    parallel budget that it may look at; sample, seed and token budget. The model's name and path do not count: the
+    These are the base model's fingerprint; the engine's kind, dtype, device, threads and kernels; the order of the
+    transforms; the prompt's text, stop strings and problem; the strategy's exact numbers, or the token policy's key and
+    the parallel budget that it may look at; sample, seed and token budget. The model's name and path do not count: the
     same weights under another name give the same rollouts.
 
     Raises:
@@ -121,7 +121,7 @@ def rollout_key(info: EngineInfo, order: Order, request: Request, policy_key: st
         raise ConfigError("a request names no strategy: give it one, or give the call a token policy")
     parts = [
         _KEY_VERSION,
-        [info.fingerprint, info.kind, info.dtype, info.device, info.threads],
+        info.identity,
         order.value,
         [request.prompt.problem_id, request.prompt.text, *request.prompt.stop],
         how,

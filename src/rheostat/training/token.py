@@ -62,10 +62,9 @@ class TokenTraining:
 
     def identity(self, adapter: TokenAdapter) -> str:
         """Everything that shapes the run; ``steps`` does not, so that a run can be made longer."""
-        info = self.engine.info
         parts = [
             self.config.model_dump(mode="json", exclude={"steps"}),
-            [info.fingerprint, info.kind, info.dtype, info.device, info.threads],
+            self.engine.info.identity,
             [problem.id for problem in self.train],
             [problem.id for problem in self.validation],
             [adapter.config.described(), [strategy.to_dict() for strategy in adapter.space], str(adapter.space.order)],
