@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,23 @@ def _surroundings(
 
     monkeypatch.setattr(socket.socket, "connect", connect_here)
     monkeypatch.setattr(socket, "getaddrinfo", look_up_here)
+
+
+@pytest.fixture
+def forget_compiled() -> Iterator[Callable[[], None]]:
+    """Forgets what the process has compiled and loaded; done before the test and after it, too."""
+
+    def forget() -> None:
+        from rheostat import compiled
+        from rheostat.decoding import weights
+        from rheostat.engines.kernels import kernels
+
+        for cached in (compiled.library, compiled._warn, weights._function, kernels):
+            cached.cache_clear()
+
+    forget()
+    yield forget
+    forget()
 
 
 def _require_loopback(host: Any) -> None:

@@ -6,6 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
+import platformdirs
+
 from rheostat.errors import StoreError
 
 _ADVICE = {
@@ -32,6 +34,19 @@ def disk_error(action: str, path: Path, error: OSError) -> StoreError:
     """
     advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
     return StoreError(f"cannot {action} {path}: {advice}")
+
+
+def expanded(name: str | Path) -> Path:
+    """``name`` as an absolute path, ``~`` replaced."""
+    with contextlib.suppress(RuntimeError):  # ~ of a user whom nobody knows
+        return Path(name).expanduser().absolute()
+    return Path(name).absolute()
+
+
+def cache_folder() -> Path:
+    """Where what can be had again lives: ``RHEOSTAT_CACHE``, or the user's cache folder of this system."""
+    chosen = os.environ.get("RHEOSTAT_CACHE")
+    return expanded(chosen) if chosen else platformdirs.user_cache_path("rheostat")
 
 
 def make_folder(folder: str | Path) -> Path:

@@ -38,7 +38,7 @@ def some_logits(rows: int, size: int, spread: float, rounded: bool = False) -> T
 
 @pytest.mark.parametrize("spread", [0.0, 0.01, 3.0, 30.0, 300.0])
 def test_row_statistics(spread: float) -> None:
-    logits_BV = some_logits(2 * recording._CHUNK + 3, 700, spread) + 50
+    logits_BV = some_logits(35, 700, spread) + 50
     kept_BV, found = logits_BV.clone(), row_statistics(logits_BV)
     p_BV = scipy.special.softmax(logits_BV.double().numpy(), axis=1)
     np.testing.assert_allclose(

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from rheostat.decoding import support
 from rheostat.decoding.policy import Decision, SamplingParameters
-from rheostat.decoding.sampling import argmax, draw, exponentiate
+from rheostat.decoding.sampling import argmax, draw
 from rheostat.decoding.spaces import candidate_grid
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.support import supports, take_rows
 from rheostat.decoding.transforms import support_size, transform
+from rheostat.decoding.weights import exponentiate
 from rheostat.seeding import Purpose, derive_seed, uniforms
 
 SIGMAS = (

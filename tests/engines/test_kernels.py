@@ -1,7 +1,7 @@
 """The compiled attention and norms against float64, and what happens where nothing can be compiled."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +15,10 @@ from rheostat.engines import kernels as module
 from rheostat.engines.base import Request
 from rheostat.engines.kernels import Kernels, Place, kernels
 from rheostat.engines.local import LocalEngine
-from rheostat.engines.models import cache_folder
 from rheostat.types import Prompt
 
 HEADS = [(torch.float32, 16, 1), (torch.float32, 48, 4), (torch.bfloat16, 64, 3), (torch.bfloat16, 128, 6)]
 GROUPS = 2
-
-
-@pytest.fixture
-def _not_kept() -> Iterator[None]:
-    """What is loaded is forgotten before and after."""
-    kernels.cache_clear()
-    yield
-    kernels.cache_clear()
 
 
 def loaded(dtype: torch.dtype, size: int, shared: int) -> Kernels:
@@ -156,37 +147,15 @@ def test_what_there_are_no_kernels_for(dtype: torch.dtype, size: int, shared: in
     assert kernels(dtype, size, shared) is None
 
 
-@pytest.mark.usefixtures("_not_kept")
-def test_a_library_is_kept_and_a_damaged_one_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels(torch.float32, 16, 1) is not None
-    (kept,) = (cache_folder() / "kernels").iterdir()
-    whole = kept.read_bytes()
-    kept.unlink()  # what is mapped stays as it is
-    kept.write_bytes(whole[:100])
-    kernels.cache_clear()
-    assert kernels(torch.float32, 16, 1) is not None
-    assert kept.read_bytes() == whole
-    kernels.cache_clear()
-    monkeypatch.setenv("CC", "no-such-compiler")  # part of what a library is known by
-    with pytest.warns(UserWarning, match="install gcc"):
-        assert kernels(torch.float32, 16, 1) is None
-
-
-@pytest.mark.usefixtures("_not_kept")
-def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("RHEOSTAT_CACHE", str(tmp_path / "file"))
-    assert kernels(torch.float32, 16, 1) is not None
-
-
-@pytest.mark.usefixtures("_not_kept")
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_torch_attends(compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_compiler_torch_attends(
+    compiler: str, forget_compiled: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = save_model(tmp_path, config_of("llama-wide"))
     requests = [Request(Prompt(text, text), Strategy(0), 0, 0, 20) for text in TEXTS]
     compiled = LocalEngine(folder, dtype=torch.float32, device="cpu")
     assert compiled.info.kernels == "compiled"
-    kernels.cache_clear()
+    forget_compiled()
     monkeypatch.setenv("CC", compiler)
     with pytest.warns(UserWarning, match="its steps are slower: install gcc") as caught:
         plain = LocalEngine(folder, dtype=torch.float32, device="cpu")

@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
-from rheostat.decoding.sampling import argmax, exponentiate
+from rheostat.decoding.sampling import argmax
 from rheostat.decoding.strategy import Order
 from rheostat.decoding.support import supports, take_rows
 from rheostat.decoding.transforms import tempered
+from rheostat.decoding.weights import entropies, weigh
 
-_CHUNK = 16  # rows looked at at once: 16 of 50,000 float32 logits stay in a processor's cache
 _SORTED = 64  # rows looked at at once where logits are sorted, in float64: 64 of 50,000 are 26 MB
 
 
@@ -36,17 +36,8 @@ class RowStatistics:
 
 def row_statistics(logits_BV: Float[Tensor, "B V"]) -> RowStatistics:
     """One pass over the vocabulary, in float32."""
-    parts = []
-    for chunk_BV in torch.split(logits_BV.float(), _CHUNK):
-        peak_B = chunk_BV.amax(-1)
-        below_BV = chunk_BV - peak_B[:, None]
-        # what lies 80 below the peak has no weight in float32; the limit keeps 0 · inf out of the entropy
-        below_BV.clamp_(min=-80)
-        weight_BV = exponentiate(below_BV, torch.ones(()))
-        total_B = weight_BV.sum(-1)
-        entropy_B = total_B.log() - torch.linalg.vecdot(weight_BV, below_BV) / total_B
-        parts.append((peak_B, peak_B + total_B.log(), entropy_B.clamp(min=0), 1 / total_B))
-    return RowStatistics(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    peak_B, total_B, entropy_B = entropies(logits_BV)
+    return RowStatistics(peak_B, peak_B + total_B.log(), entropy_B, 1 / total_B)
 
 
 def token_log_probabilities(
@@ -86,23 +77,11 @@ def token_log_probabilities(
             plain.append(k)
     if plain:
         temperature_K = parameters.temperature_K[plain].float().clamp(min=torch.finfo(torch.float32).tiny)
-        log_total_RK = _log_totals(logits_BV, row_R, statistics.peak_B, temperature_K)
+        sums = [weigh(logits_BV, row_R, temperature.expand(len(row_R)))[1].sum(-1) for temperature in temperature_K]
+        log_total_RK = torch.stack(sums, dim=1).log()
         below_S = logit_S - statistics.peak_B[row_S]
         log_p_SK[:, plain] = below_S[:, None] / temperature_K - log_total_RK[of_S]
     return log_p_SK
-
-
-def _log_totals(logits_BV: Tensor, row_R: Tensor, peak_B: Tensor, temperature_K: Tensor) -> Tensor:
-    """log Σ exp((logit − peak) / T) of each row and temperature."""
-    parts = []
-    for chunk_R in torch.split(row_R, _CHUNK):
-        below_RV = take_rows(logits_BV, chunk_R).float() - peak_B[chunk_R][:, None]
-        scaled_RV = torch.empty_like(below_RV)
-        sums = []
-        for temperature in temperature_K:
-            sums.append(exponentiate(below_RV, temperature, out=scaled_RV).sum(-1))
-        parts.append(torch.stack(sums, dim=1).log())
-    return torch.cat(parts)
 
 
 def _truncated(

@@ -5,7 +5,6 @@ untruncated ones walk a two-level sum over blocks of the vocabulary. Truncated o
 :mod:`rheostat.decoding.support` finds. Sequences that share a row and a parameter set share the distribution.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -18,10 +17,9 @@ from rheostat.decoding.policy import Decision, SamplingParameters
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.support import supports, take_rows
 from rheostat.decoding.transforms import tempered
+from rheostat.decoding.weights import BLOCK, exponentiate, weigh
 
-_BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
 _CHUNK = 64  # rows of the vocabulary held at once: 64 rows of 50,000 float32 are 13 MB
-_EXPONENTIATED = 16  # and in float32 where all tokens are weighed: 16 of 150,000 are 10 MB, which is not given back
 _PAIRS = 1024  # pairs of a row and a truncating set held at once: 1,024 times 272 candidates in float64 are 2 MB
 
 
@@ -94,16 +92,16 @@ def argmax(logits_RV: Float[Tensor, "R V"]) -> Int[Tensor, " R"]:
     On CPUs torch finds largest values several times faster than their indices.
     """
     vocabulary = logits_RV.shape[1]
-    blocks = vocabulary // _BLOCK
+    blocks = vocabulary // BLOCK
     if not blocks:
         return logits_RV.argmax(-1)
-    end = blocks * _BLOCK
-    peak_RN = logits_RV[:, :end].view(-1, blocks, _BLOCK).amax(-1)
+    end = blocks * BLOCK
+    peak_RN = logits_RV[:, :end].view(-1, blocks, BLOCK).amax(-1)
     if end < vocabulary:
         peak_RN = torch.cat([peak_RN, logits_RV[:, end:].amax(-1, keepdim=True)], 1)
     # what is left at the end begins inside the last block, so that it is a whole one; nothing as large stands before it
-    first_R = (peak_RN.argmax(-1) * _BLOCK).clamp(max=vocabulary - _BLOCK)
-    inside_RK = logits_RV.gather(1, first_R[:, None] + torch.arange(_BLOCK, device=logits_RV.device))
+    first_R = (peak_RN.argmax(-1) * BLOCK).clamp(max=vocabulary - BLOCK)
+    inside_RK = logits_RV.gather(1, first_R[:, None] + torch.arange(BLOCK, device=logits_RV.device))
     return first_R + inside_RK.argmax(-1)
 
 
@@ -126,47 +124,18 @@ def _draw_plain(
 ) -> Tensor:
     """Temperature only: find the block by its sum, then the token inside the block."""
     del order  # nothing to order
-    token_S = torch.empty_like(pair_S)
-    for first in range(0, len(row_D), _EXPONENTIATED):  # a row may have more temperatures than one
-        inside_S = (pair_S >= first) & (pair_S < first + _EXPONENTIATED)
-        part = slice(first, first + _EXPONENTIATED)
-        temperature_D = parameters.temperature_K[part]
-        token_S[inside_S] = _draw_at(
-            take_rows(logits_BV, row_D[part]), temperature_D, pair_S[inside_S] - first, uniform_S[inside_S]
-        )
-    return token_S
-
-
-def exponentiate(
-    below_RV: Float[Tensor, "R V"], temperature: Tensor, out: Float[Tensor, "R V"] | None = None
-) -> Float[Tensor, "R V"]:
-    """exp(x / T) of float32 x ≤ 0 and temperatures above zero.
-
-    By way of exp2: on CPUs torch's exp takes three times as long, and twenty times as long where results have less than
-    the smallest normal number, as most tokens of a vocabulary have at low temperatures.
-    """
-    # T stays a float32 above zero, so that the smallest T cannot give 0 / 0
-    scale = math.log2(math.e) / temperature.float().clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.mul(below_RV, scale, out=out).exp2_()
-
-
-def _draw_at(logits_DV: Tensor, temperature_D: Tensor, pair_S: Tensor, uniform_S: Tensor) -> Tensor:
-    # The maximum goes first, so that the smallest T cannot give inf - inf.
-    logits_DV = logits_DV.float()
-    rows, vocabulary = logits_DV.shape
-    weight_DV = logits_DV.new_empty(rows, vocabulary + -vocabulary % _BLOCK)
-    weight_DV[:, vocabulary:] = 0
-    scaled_DV = weight_DV[:, :vocabulary]  # in place: fresh memory for every step would cost more than the arithmetic
-    torch.sub(logits_DV, logits_DV.amax(-1, keepdim=True), out=scaled_DV)
-    exponentiate(scaled_DV, temperature_D[:, None], out=scaled_DV)
-    weight_DNK = weight_DV.view(len(weight_DV), -1, _BLOCK)
-    block_DN = weight_DNK.sum(-1).double()
+    largest_D, block_DN = weigh(logits_BV, row_D, parameters.temperature_K)
+    block_DN = block_DN.double()
     cdf_DN = block_DN.cumsum(-1)
     target_S = uniform_S * cdf_DN[pair_S, -1]
     block_S = _first_above(cdf_DN[pair_S], target_S)
-    inside_SK = weight_DNK[pair_S, block_S].double()
     before_S = cdf_DN[pair_S, block_S] - block_DN[pair_S, block_S]
-    return block_S * _BLOCK + _first_above(inside_SK.cumsum(-1), target_S - before_S)
+    vocabulary = logits_BV.shape[1]
+    token_SK = block_S[:, None] * BLOCK + torch.arange(BLOCK, device=logits_BV.device)
+    below_SK = logits_BV[row_D[pair_S][:, None], token_SK.clamp(max=vocabulary - 1)].float() - largest_D[pair_S, None]
+    inside_SK = exponentiate(below_SK, parameters.temperature_K[pair_S, None]).double()
+    inside_SK.masked_fill_(token_SK >= vocabulary, 0)
+    return block_S * BLOCK + _first_above(inside_SK.cumsum(-1), target_S - before_S)
 
 
 def _draw_truncated(

@@ -1,36 +1,21 @@
 """A step's attention and norms on a CPU as compiled C: ``kernels.c``, which torch would do in some twenty operations.
 
-The machine's own C compiler makes them for one model's heads and this processor, which takes less than a second, and
-the cache keeps the library. Where there is none, torch does the same with other rounding.
+They are made for one model's heads (:mod:`rheostat.compiled`). Where they cannot be, torch does the same, with other
+rounding.
 """
 
-import contextlib
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
-import warnings
 from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rheostat.engines.models import cache_folder
-from rheostat.errors import StoreError
-from rheostat.files import atomic_write, make_folder
+from rheostat.compiled import library
 
 _LANES = {torch.bfloat16: 32, torch.float32: 16}  # numbers that a head's size must be a multiple of
 _MOST_SHARED = 16  # queries that share a head of keys: more would not stay in registers
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
-_SECONDS = 120
 
 
 class Place(NamedTuple):
@@ -115,49 +100,9 @@ class Kernels:
 
 @cache
 def kernels(dtype: torch.dtype, size: int, shared: int) -> Kernels | None:
-    """The functions for heads of ``size`` numbers of which ``shared`` queries share a key; None: torch must do it.
-
-    Where a compiler is missing or fails, a warning says so, once.
-    """
-    if sys.platform == "win32" or dtype not in _LANES or size % _LANES[dtype] or shared > _MOST_SHARED:
+    """The functions for heads of ``size`` numbers of which ``shared`` queries share a key; None: torch must do it."""
+    if dtype not in _LANES or size % _LANES[dtype] or shared > _MOST_SHARED:
         return None
-    try:
-        return Kernels(_library(dtype, size, shared), size, shared)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        reason = next((line for line in said.splitlines() if "error" in line), said.strip().splitlines()[0])
-        warnings.warn(
-            f"no C compiler makes the engine's kernels here, so that its steps are slower: install gcc ({reason})",
-            stacklevel=2,
-        )
-        return None
-
-
-def _library(dtype: torch.dtype, size: int, shared: int) -> ctypes.CDLL:
-    """The compiled library, from the cache if it is there and can be loaded."""
-    source = files("rheostat.engines").joinpath("kernels.c").read_text()
-    compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
-    sizes = [f"-DHEAD_SIZE={size}", f"-DSHARED={shared}", *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
-    command = [*compiler.split(), *_FLAGS, *sizes]
-    known = hashlib.sha256("\n".join([source, *command, platform.machine(), _processor()]).encode()).hexdigest()
-    path = cache_folder() / "kernels" / f"{known[:32]}.so"
-    with contextlib.suppress(OSError):
-        return ctypes.CDLL(str(path))
-    with tempfile.TemporaryDirectory() as folder:
-        code, made = Path(folder, "kernels.c"), Path(folder, "kernels.so")
-        code.write_text(source)
-        command += ["-o", str(made), str(code), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
-        library = ctypes.CDLL(str(made))  # stays when the folder goes
-        with contextlib.suppress(StoreError):  # a cache that cannot be written: next time again
-            atomic_write(make_folder(path.parent) / path.name, made.read_bytes())
-    return library
-
-
-def _processor() -> str:
-    """What the processor can do: a home folder may be used by several machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    macros = [f"HEAD_SIZE={size}", f"SHARED={shared}", *(["BFLOAT16"] if dtype == torch.bfloat16 else [])]
+    found = library("rheostat.engines", "kernels.c", tuple(macros))
+    return None if found is None else Kernels(found, size, shared)

@@ -4,10 +4,8 @@
 pulls; ``known_models`` lists the names that need no Hub.
 """
 
-import contextlib
 import difflib
 import json
-import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
@@ -25,6 +22,7 @@ from rheostat.engines.gguf import Notes
 from rheostat.engines.weights import Progress, Source, find_fault
 from rheostat.engines.weights import pull as _pull
 from rheostat.errors import ModelError
+from rheostat.files import cache_folder, expanded
 
 DEFAULT_MODEL = "smollm2"
 
@@ -127,12 +125,6 @@ class _Amount(ProgressColumn):
         return Text(f"{done:,.0f}/{total:,.0f} MB {rate:.0f} MB/s {left}")
 
 
-def cache_folder() -> Path:
-    """Where pulled models live: ``RHEOSTAT_CACHE``, or the user's cache folder of this system."""
-    chosen = os.environ.get("RHEOSTAT_CACHE")
-    return _expand(chosen) if chosen else platformdirs.user_cache_path("rheostat")
-
-
 def known_models() -> tuple[KnownModel, ...]:
     """The names that need no Hub, the default first, and whether each is in the cache."""
     return tuple(
@@ -173,7 +165,7 @@ def locate(
             return folder
         return _pull(source, cache_folder(), progress, verify=verify)
     if _is_folder(name):
-        folder = _expand(name)
+        folder = expanded(name)
     else:
         try:
             folder = _from_hub(str(name), revision, is_offline=True)
@@ -201,7 +193,7 @@ def path(name: str | Path, revision: str | None = None) -> Path:
     """
     source = _source_of(name, revision)
     if source is None:
-        folder = _expand(name) if _is_folder(name) else _from_hub(str(name), revision, is_offline=True)
+        folder = expanded(name) if _is_folder(name) else _from_hub(str(name), revision, is_offline=True)
         _check_folder(folder, str(name))
         return folder
     folder = _folder_of(source)
@@ -219,13 +211,7 @@ def _folder_of(source: Source) -> Path:
 
 
 def _is_folder(name: str | Path) -> bool:
-    return bool(str(name)) and _expand(name).is_dir()
-
-
-def _expand(name: str | Path) -> Path:
-    with contextlib.suppress(RuntimeError):  # ~ of a user whom nobody knows
-        return Path(name).expanduser().absolute()
-    return Path(name).absolute()
+    return bool(str(name)) and expanded(name).is_dir()
 
 
 def _source_of(name: str | Path, revision: str | None) -> Source | None:
@@ -236,7 +222,7 @@ def _source_of(name: str | Path, revision: str | None) -> Source | None:
     if source is not None or _is_folder(name):
         return source
     text = str(name)
-    if text and _expand(text).exists():
+    if text and expanded(text).exists():
         raise ModelError(f"model '{text}' is a file; name the folder that holds config.json and the safetensors files")
     if isinstance(name, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1 or "\\" in text:
         raise ModelError(f"model '{text}': there is no such folder")
