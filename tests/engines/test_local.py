@@ -303,6 +303,7 @@ def test_prefill_in_several_passes(pair: Pair, baseline: Baseline, limit: str, m
 
 def test_batches_split_by_memory(pair: Pair, baseline: Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair.engine, "_cache_bytes", 100_000)
+    monkeypatch.setattr(local, "_FEW_ROWS", 0)
     batches = []
     original = pair.engine._batches
 
@@ -329,17 +330,35 @@ def test_samples_of_one_prompt_split_by_memory(pair: Pair, monkeypatch: pytest.M
 
     monkeypatch.setattr(local, "decode", watch)
     row = 13 * pair.engine.bytes_per_token
-    for name, most in (("_cache_bytes", 7 * row), ("batch_bytes", 7 * (row + 16 * len(pair.engine.vocabulary.texts)))):
+    logits = 16 * len(pair.engine.vocabulary.texts)
+    for limits in (
+        {"_cache_bytes": 7 * row, "_few_bytes": 5 * row},
+        {"_cache_bytes": 5 * row, "_few_bytes": 7 * row},
+        {"batch_bytes": 7 * (row + logits)},
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(pair.engine, name, most)
+            for name, most in limits.items():
+                patch.setattr(pair.engine, name, most)
             sizes.clear()
             assert pair.engine.generate(requests) == whole
-            assert sizes == [7, 7, 6], name
+            assert sizes == [7, 7, 6], limits
+
+
+def test_few_rows_may_hold_more(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to _FEW_ROWS different prompts run together where _cache_bytes would hold three."""
+    row = (len(pair.tokenizer("12 0123456789")["input_ids"]) + 10) * pair.engine.bytes_per_token
+    monkeypatch.setattr(local, "_FEW_ROWS", 5)
+    monkeypatch.setattr(pair.engine, "_cache_bytes", 3 * row)
+    monkeypatch.setattr(pair.engine, "_few_bytes", 20 * row)
+    tokens = [pair.tokenizer(f"{i:02d} 0123456789")["input_ids"] for i in range(12)]
+    sizes = [len(batch) for batch in pair.engine._batches(tokens, [1] * 12, [10] * 12)]
+    assert sizes == [5, 5, 2]
 
 
 def test_an_answer_that_does_not_fit_is_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing, and the budget that fits: that one runs, the next does not."""
     monkeypatch.setattr(pair.engine, "_cache_bytes", 1)  # every row is alone
+    monkeypatch.setattr(local, "_FEW_ROWS", 0)
     monkeypatch.setattr(local, "free_memory", lambda _: 100 * pair.engine.bytes_per_token)
     prompt = Prompt("p", TEXTS[0])
     with pytest.raises(ModelError, match=r"p'.* 0\.00 GB is missing; lower max_tokens to (\d+)$") as caught:
@@ -359,6 +378,7 @@ def test_policy_knows_requests_by_their_position_in_the_call(
 ) -> None:
     """However the call is split, a policy that looks requests up by ``request_S`` finds its own."""
     monkeypatch.setattr(pair.engine, "_cache_bytes", 100_000)
+    monkeypatch.setattr(local, "_FEW_ROWS", 0)
     policy = FixedStrategies([request.strategy for request in baseline.requests])
     baseline.check(pair.engine.generate(baseline.requests, policy))
 

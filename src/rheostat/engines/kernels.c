@@ -176,7 +176,7 @@ void attend(int64_t rows, int64_t groups, int64_t room, int64_t prefix, float sc
             real *values, const real *prefix_keys, const real *prefix_values, real *out) {
     const int64_t heads = groups * SHARED;
     const float scale = scaling * 1.442695041f; /* weights are powers of two */
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+#pragma omp parallel for collapse(2) schedule(dynamic, 4) if (rows * groups >= 8)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t group = 0; group < groups; group++) {
             const real *own = qkv + row * (heads + 2 * groups) * HEAD_SIZE;
@@ -212,7 +212,7 @@ void attend(int64_t rows, int64_t groups, int64_t room, int64_t prefix, float sc
 
 /* Rows of x over their root mean square, times weight. */
 void norm(int64_t rows, int64_t size, float epsilon, const real *x, const real *weight, real *out) {
-#pragma omp parallel for schedule(static) if (rows >= 16)
+#pragma omp parallel for schedule(static) if (rows * size >= 1 << 18) /* less is done before all have begun */
     for (int64_t row = 0; row < rows; row++) {
         const real *from = x + row * size;
         real *to = out + row * size;

@@ -26,7 +26,8 @@ from rheostat.engines.slots import LocalSlots, SlotCache
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
 
-_CACHE_BYTES = 512 << 20  # keys and values of one batch on a CPU, where more rows gain nothing
+_CACHE_BYTES = 512 << 20  # keys and values of one batch on a CPU, where more rows gain little
+_FEW_ROWS, _FEW_BYTES = 64, 2 << 30  # but for so few rows, as long answers leave room for
 _LOGITS = 4  # copies of a row's float32 logits at a time, the sampler's included
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PREFILL_TOKENS = 4096  # tokens in one pass of the model
@@ -90,7 +91,9 @@ class LocalEngine:
         self._heads = config.num_attention_heads
         # half of what is free is planned for: prompts, prefixes and attention need some, and so may others
         self.batch_bytes = steady(free_memory(self.device) // 2)
-        self._cache_bytes = min(self.batch_bytes, _CACHE_BYTES) if self.device.type == "cpu" else self.batch_bytes
+        on_cpu = self.device.type == "cpu"
+        self._cache_bytes = min(self.batch_bytes, _CACHE_BYTES) if on_cpu else self.batch_bytes
+        self._few_bytes = min(self.batch_bytes, _FEW_BYTES) if on_cpu else self.batch_bytes
         self._logit_bytes = _LOGITS * 4 * size
         self._replays = Replays(self, enabled=self.device.type == "cuda")
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
@@ -221,7 +224,8 @@ class LocalEngine:
     def _fits(self, tokens: int, rows: int) -> bool:
         """Whether a batch whose rows come to so many tokens beside what they share keeps to the memory planned."""
         kept = tokens * self.bytes_per_token
-        return kept <= self._cache_bytes and kept + rows * self._logit_bytes <= self.batch_bytes
+        most = self._few_bytes if rows <= _FEW_ROWS else self._cache_bytes
+        return kept <= most and kept + rows * self._logit_bytes <= self.batch_bytes
 
     def _most_samples(self, prompt: Prompt, length: int, budget: int) -> int:
         """How many answers to a prompt a batch holds; they share all but its last token. One runs in any case.
@@ -231,7 +235,8 @@ class LocalEngine:
         """
         own = 1 + budget
         kept = own * self.bytes_per_token
-        most = min(self._cache_bytes // kept, self.batch_bytes // (kept + self._logit_bytes))
+        most = max(self._cache_bytes // kept, min(_FEW_ROWS, self._few_bytes // kept))
+        most = min(most, self.batch_bytes // (kept + self._logit_bytes))
         if most:
             return most
         whole, free = (length + budget) * self.bytes_per_token + self._logit_bytes, free_memory(self.device)
