@@ -1,7 +1,7 @@
 """The decode loop, on a model whose distribution is known: who stops where, and who shares what."""
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rheostat.adapters.token import AdaptiveDecoding, Features, TokenAdapter, TokenConfig
 from rheostat.baselines.uniform import UniformMixture
-from rheostat.decoding.policy import Decision, NamedPolicy, SamplingParameters, StepState
+from rheostat.decoding.policy import Decision, FixedStrategies, NamedPolicy, SamplingParameters, StepState
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines import decode
 from rheostat.engines.base import Request
-from rheostat.engines.fake import EOS, FakeEngine
+from rheostat.engines.fake import EOS, FakeEngine, _FakeRows
 from rheostat.errors import ConfigError
 from rheostat.seeding import Purpose, uniforms
 from rheostat.types import Completion, FinishReason, Prompt
@@ -83,6 +83,34 @@ def test_mixed_call_equals_one_token_at_a_time(engine: FakeEngine, order: Order)
     by_eos = sum(completion.token_ids[-1] == 0 for completion in expected)
     by_stop = by_reason[FinishReason.STOP] - by_eos
     assert min(by_eos, by_stop) > 5
+
+
+@pytest.mark.parametrize("most", [1, 4, 20])
+@pytest.mark.usefixtures("idle_share")
+def test_batches_that_join_equal_one_token_at_a_time(engine: FakeEngine, most: int) -> None:
+    """Whoever comes later, with stop strings of its own, is written as if it were alone; all but one wait at first."""
+    requests = mixed_requests()
+    waiting = deque(torch.randperm(len(requests), generator=torch.Generator().manual_seed(most)).split(3))
+    together: list[int] = []
+
+    def next_batch() -> decode.Batch:
+        positions = waiting.popleft().tolist()
+        texts = sorted({requests[position].prompt.text for position in positions})
+        row_of = [texts.index(requests[position].prompt.text) for position in positions]
+        return decode.Batch(_FakeRows(engine, texts), [requests[position] for position in positions], row_of, positions)
+
+    def more(running_S: Tensor) -> decode.Batch | None:
+        together.append(len(running_S))
+        return next_batch() if waiting and len(running_S) <= most else None
+
+    done: dict[int, Completion] = {}
+    while waiting:
+        policy = FixedStrategies([request.strategy for request in requests])
+        done |= decode.decode(next_batch(), engine.vocabulary, engine._ending_tokens, Order.VLLM, policy, None, more)
+    assert [done[position] for position in range(len(requests))] == [
+        reference(engine, request, Order.VLLM) for request in requests
+    ]
+    assert max(together) > most or most == 1
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])

@@ -92,7 +92,7 @@ def test_attention_of_a_step(
     case, scaling, epsilon = Case(dtype, size, shared, tokens, prefix, scale), size**-0.5, 1e-5
     before = [buffer.clone() for buffer in case.place[:2]]
     found = loaded(dtype, size, shared).attend(
-        case.qkv, case.cos, case.sin, scaling, case.place, case.norm if norm else None, epsilon
+        case.qkv, case.cos, case.sin, scaling, [case.place], case.norm if norm else None, epsilon
     )
     expected, key, value = case.exact(scaling, epsilon if norm else None)
     assert_near(found, expected, scale, 2e-6 * scale**2)  # scores of up to scale^2 sqrt(size)
@@ -112,7 +112,7 @@ def test_scores_of_any_size() -> None:
     case.qkv[:] = 1
     for factor, expected in ((1e30, 1.0), (-1e30, 3.0)):  # of the new token: q k = 16; of the others: -16
         assert_near(
-            loaded(torch.float32, 16, 1).attend(case.qkv, case.cos, case.sin, factor, place),
+            loaded(torch.float32, 16, 1).attend(case.qkv, case.cos, case.sin, factor, [place]),
             torch.full((1, 32), expected).double(),
         )
 

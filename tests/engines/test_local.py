@@ -18,7 +18,7 @@ from torch import Tensor
 from rheostat.decoding.policy import FixedStrategies, SamplingParameters
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
-from rheostat.engines import decode, local
+from rheostat.engines import decode, local, rows
 from rheostat.engines.base import Pooling, Request
 from rheostat.engines.local import LocalEngine
 from rheostat.errors import ModelError
@@ -305,16 +305,25 @@ def test_batches_split_by_memory(pair: Pair, baseline: Baseline, monkeypatch: py
     monkeypatch.setattr(pair.engine, "_cache_bytes", 100_000)
     monkeypatch.setattr(local, "_FEW_ROWS", 0)
     batches = []
-    original = pair.engine._batches
+    original = pair.engine.batches
 
     def watch(*args):  # type: ignore[no-untyped-def]
         for batch in original(*args):
             batches.append(batch)
             yield batch
 
-    monkeypatch.setattr(pair.engine, "_batches", watch)
+    monkeypatch.setattr(pair.engine, "batches", watch)
+    joined: list[int] = []
+    join = rows.LocalRows.join
+
+    def watch_join(self, other):  # type: ignore[no-untyped-def]
+        joined.append(len(self.position_B))
+        return join(self, other)
+
+    monkeypatch.setattr(rows.LocalRows, "join", watch_join)
     baseline.check(pair.engine.generate(baseline.requests))
     assert len(batches) > 3
+    assert (len(joined) > 3 and max(joined) > 1) == pair.engine.has_kernels
 
 
 def test_samples_of_one_prompt_split_by_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +333,12 @@ def test_samples_of_one_prompt_split_by_memory(pair: Pair, monkeypatch: pytest.M
     sizes: list[int] = []
     original = local.decode
 
-    def watch(rows, vocabulary, some, *rest):  # type: ignore[no-untyped-def]
-        sizes.append(len(some))
-        return original(rows, vocabulary, some, *rest)
+    def watch(batch, *rest):  # type: ignore[no-untyped-def]
+        sizes.append(len(batch.requests))
+        return original(batch, *rest)
 
     monkeypatch.setattr(local, "decode", watch)
+    monkeypatch.setattr(pair.engine, "has_kernels", False)  # nobody joins
     row = 13 * pair.engine.bytes_per_token
     logits = 16 * len(pair.engine.vocabulary.texts)
     for limits in (
@@ -351,7 +361,7 @@ def test_few_rows_may_hold_more(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(pair.engine, "_cache_bytes", 3 * row)
     monkeypatch.setattr(pair.engine, "_few_bytes", 20 * row)
     tokens = [pair.tokenizer(f"{i:02d} 0123456789")["input_ids"] for i in range(12)]
-    sizes = [len(batch) for batch in pair.engine._batches(tokens, [1] * 12, [10] * 12)]
+    sizes = [len(batch) for batch in pair.engine.batches(tokens, [1] * 12, [10] * 12)]
     assert sizes == [5, 5, 2]
 
 
@@ -384,7 +394,8 @@ def test_policy_knows_requests_by_their_position_in_the_call(
 
 
 def test_no_shared_prefix(pair: Pair, baseline: Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_common_prefix", lambda _left, _right: 0)
+    for module in (local, rows):
+        monkeypatch.setattr(module, "common_prefix", lambda _left, _right: 0)
     baseline.check(pair.engine.generate(baseline.requests))
 
 

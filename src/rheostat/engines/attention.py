@@ -68,7 +68,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         """Whether the buffers have room for one more token."""
         return bool(self.buffers) and self.buffers[0][0].shape[2] == self._room(1)
 
-    def place(self, layer: int, states: Tensor, groups: int, size: int) -> Place | None:
+    def places(self, layer: int, states: Tensor, groups: int, size: int) -> list[Place] | None:
         """Where kernels work for ``layer``, given the pass's hidden states; None: more than a token for each row."""
         rows, length, _ = states.shape
         if length != 1:
@@ -79,7 +79,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         if self._end_B is None:
             self._end_B = torch.full((rows,), self.length + 1)
         prefix = self.prefix.layers[layer] if self.prefix.length else None
-        return Place(keys, values, self.padding_B, self._end_B, prefix)
+        return [Place(keys, values, self.padding_B, self._end_B, prefix)]
 
     def mask_of_step(self) -> Float[Tensor, "B 1 1 P+room"]:
         """The mask of a pass of one token for each row."""
@@ -140,6 +140,56 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.prefix.length + self.length
+
+
+class Parts(Cache):  # type: ignore[misc]  # transformers is untyped
+    """The caches of batches that take their steps together, one after the other: each with its own prefix and length.
+
+    Steps of one token for each row, by compiled kernels, and nothing else.
+    """
+
+    prefix = None
+
+    def __init__(self, first: RowCache, second: RowCache) -> None:
+        super().__init__(layers=[])
+        self.parts = [first, second]
+        self.still = 0  # no GPU replays these
+
+    def join(self, part: RowCache) -> None:
+        """``part``'s rows come after all others."""
+        self.parts.append(part)
+
+    def places(self, layer: int, states: Tensor, groups: int, size: int) -> list[Place] | None:
+        """See :meth:`RowCache.places`."""
+        found, first = [], 0
+        for part in self.parts:
+            end = first + len(part.padding_B)
+            places = part.places(layer, states[first:end], groups, size)
+            if places is None:
+                return None
+            found += places
+            first = end
+        return found
+
+    def step(self, tokens: int) -> None:
+        """See :meth:`RowCache.step`."""
+        for part in self.parts:
+            part.step(tokens)
+
+    def select(self, parent_B: Tensor) -> None:
+        """See :meth:`RowCache.select`; rising parents keep every row in its part. Parts without rows are let go."""
+        bounds = torch.tensor([len(part.padding_B) for part in self.parts]).cumsum(0)
+        counts = torch.bincount(torch.searchsorted(bounds, parent_B, right=True), minlength=len(self.parts)).tolist()
+        kept, first = [], 0
+        for part, end, own_B in zip(self.parts, bounds.tolist(), torch.split(parent_B, counts), strict=True):
+            if len(own_B):
+                part.select(own_B - first)
+                kept.append(part)
+            first = end
+        self.parts = kept
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(part.get_seq_length() for part in self.parts)
 
 
 def _grown(buffer: Tensor, room: int) -> Tensor:

@@ -8,7 +8,7 @@ operation, a selection of parent rows.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -34,7 +34,14 @@ class Rows(Protocol):
         ...
 
     def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Row i becomes row ``parent_B[i]`` (None: row i) continued by ``token_B[i]``; returns as ``begin``."""
+        """Row i becomes row ``parent_B[i]`` (None: row i) continued by ``token_B[i]``; returns as ``begin``.
+
+        Parents rise: rows stay in their order.
+        """
+        ...
+
+    def join(self, other: Self) -> tuple[Tensor, Tensor]:
+        """The prompts of ``other``, which has not begun, become rows after these; returns as their ``begin``."""
         ...
 
 
@@ -52,13 +59,75 @@ class Vocabulary(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
-@dataclass(slots=True)
-class _Sequence:
-    """A completion under way."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests that begin together: request i on prompt row ``row_of_request[i]``; policy and observer know it as
+    ``positions[i]``.
+    """
 
-    request: Request
-    tokens: list[int]
-    completion: Completion | None = None
+    rows: Rows
+    requests: Sequence[Request]
+    row_of_request: Sequence[int]
+    positions: Sequence[int]
+
+
+class _Running:
+    """All sequences that have begun, as columns, and what they have written."""
+
+    def __init__(self, endings: Callable[[tuple[str, ...]], Tensor]) -> None:
+        self._endings = endings
+        self._stops: list[tuple[str, ...]] = []
+        self._history: list[tuple[Tensor, Tensor]] = []  # who wrote what, step by step
+        self.requests: list[Request] = []
+        self.tokens: list[list[int]] = []  # of each, filled when a text is due
+        self.stream_N = np.empty(0, dtype=np.uint64)
+        none_N = torch.empty(0, dtype=torch.int64)
+        self.position_N = self.budget_N = self.parallel_N = self.stop_N = self.start_N = none_N
+        self.ends_KV = torch.empty(0)
+
+    @property
+    def step(self) -> int:
+        """How many steps there were."""
+        return len(self._history)
+
+    def add(self, batch: Batch) -> Tensor:
+        """The numbers of the batch's sequences, which begin at the next step."""
+        requests, first = batch.requests, len(self.requests)
+        self.requests += requests
+        self.tokens += [[] for _ in requests]
+        new = [stop for stop in dict.fromkeys(request.prompt.stop for request in requests) if stop not in self._stops]
+        if new:
+            self._stops += new
+            self.ends_KV = torch.stack([self._endings(stop) for stop in self._stops])
+        self.stream_N = np.append(self.stream_N, np.array([request.stream for request in requests], dtype=np.uint64))
+        self.position_N = _longer(self.position_N, batch.positions)
+        self.budget_N = _longer(self.budget_N, [request.max_tokens for request in requests])
+        self.parallel_N = _longer(self.parallel_N, [request.parallel_budget for request in requests])
+        self.stop_N = _longer(self.stop_N, [self._stops.index(request.prompt.stop) for request in requests])
+        self.start_N = _longer(self.start_N, [self.step] * len(requests))
+        return torch.arange(first, len(self.requests))
+
+    def write(self, active_S: Tensor, token_S: Tensor) -> Tensor:
+        """The active sequences' next tokens; returns which of them these may have ended."""
+        self._history.append((active_S, token_S))
+        is_last_S = self.budget_N[active_S] <= self.step - self.start_N[active_S]
+        return self.ends_KV[self.stop_N[active_S], token_S] | is_last_S
+
+    def fill(self, due: list[int]) -> None:
+        """Bring the token lists of the ``due`` sequences up to date."""
+        wanted = torch.tensor(due)
+        start = self.start_N[wanted].tolist()
+        for step in range(min(a + len(self.tokens[index]) for a, index in zip(start, due, strict=True)), self.step):
+            active_S, token_S = self._history[step]
+            # active_S rises: finished sequences leave, and who joins comes last
+            at_N = torch.searchsorted(active_S, wanted).clamp(max=len(active_S) - 1)
+            for index, first, token in zip(due, start, token_S[at_N].tolist(), strict=True):
+                if first + len(self.tokens[index]) == step:
+                    self.tokens[index].append(token)
+
+
+def _longer(column_N: Tensor, values: Sequence[int]) -> Tensor:
+    return torch.cat([column_N, torch.tensor(values, dtype=torch.int64)])
 
 
 def ending_tokens(vocabulary: Vocabulary, stop: tuple[str, ...]) -> Tensor:
@@ -90,80 +159,65 @@ def finish(vocabulary: Vocabulary, request: Request, tokens: Sequence[int]) -> C
 
 
 def decode(
-    rows: Rows,
+    batch: Batch,
     vocabulary: Vocabulary,
-    requests: Sequence[Request],
-    row_of_request: Sequence[int],
     endings: Callable[[tuple[str, ...]], Tensor],
     order: Order,
     policy: TokenPolicy,
-    positions: Sequence[int],
     observer: StepObserver | None = None,
-) -> list[Completion]:
-    """Complete ``requests``, where request i starts on prompt row ``row_of_request[i]``.
+    more: Callable[[Tensor], Batch | None] | None = None,
+) -> dict[int, Completion]:
+    """Complete the requests of ``batch``, and of the batches that join it; by their positions.
 
-    ``endings`` gives :func:`ending_tokens` of a stop tuple (engines keep it). Policy and observer know request i as
-    ``positions[i]``. One pass of the model per step; Python touches only the sequences whose token may have ended them.
+    ``endings`` gives :func:`ending_tokens` of a stop tuple (engines keep it). ``more`` is told the positions of the
+    running requests whenever some have ended, and says who joins them, if anybody. One pass of the model per step;
+    Python touches only the sequences whose token may have ended them.
     """
-    sequences = [_Sequence(request, []) for request in requests]
+    running, rows, completions = _Running(endings), batch.rows, dict[int, Completion]()
+    active_S, row_S = running.add(batch), torch.tensor(batch.row_of_request)
     hidden_BH, logits_BV = rows.begin()
     device = logits_BV.device
-    streams = np.array([request.stream for request in requests], dtype=np.uint64)
-    budget_N = torch.tensor([request.max_tokens for request in requests])
-    parallel_N = torch.tensor([request.parallel_budget for request in requests])
-    stops = list(dict.fromkeys(request.prompt.stop for request in requests))
-    ends_KV = torch.stack([endings(stop) for stop in stops])
-    stop_N = torch.tensor([stops.index(request.prompt.stop) for request in requests])
-
-    position_N = torch.tensor(positions, device=device)
-    active_S = torch.arange(len(requests))
-    row_S = torch.tensor(row_of_request)
-    history: list[tuple[Tensor, Tensor]] = []  # (who, what) of every step; lists are filled when a text is due
-    t = 0
+    has_room = True
     while len(active_S):
+        while has_room and more is not None and (joining := more(running.position_N[active_S])) is not None:
+            new = rows.join(joining.rows)
+            row_S = torch.cat([row_S, torch.tensor(joining.row_of_request) + len(logits_BV)])
+            hidden_BH, logits_BV = torch.cat([hidden_BH, new[0]]), torch.cat([logits_BV, new[1]])
+            active_S = torch.cat([active_S, running.add(joining)])
+        t_S = running.step - running.start_N[active_S]
         state = StepState(
             hidden_BH,
             logits_BV,
             row_S.to(device),
-            position_N[active_S],
-            torch.full_like(active_S, t, device=device),
-            budget_N[active_S].to(device),
-            parallel_N[active_S].to(device),
-            streams[active_S.numpy()],
+            running.position_N[active_S].to(device),
+            t_S.to(device),
+            running.budget_N[active_S].to(device),
+            running.parallel_N[active_S].to(device),
+            running.stream_N[active_S.numpy()],
         )
-        uniform_S = torch.from_numpy(uniforms(state.streams_S, t, Purpose.TOKEN)).to(device)
+        uniform_S = torch.from_numpy(uniforms(state.streams_S, t_S.numpy(), Purpose.TOKEN)).to(device)
         decision = policy.decide(state)
         token_S = draw(logits_BV, state.row_S, decision, uniform_S, order)
         if observer is not None:
             observer.observe(state, decision, token_S)
         token_S = token_S.cpu()
-        history.append((active_S, token_S))
-        t += 1
 
-        due_S = ends_KV[stop_N[active_S], token_S] | (budget_N[active_S] <= t)
+        due_S = running.write(active_S, token_S)
         alive_S = torch.ones_like(due_S)
         due = active_S[due_S].tolist()
         if due:
-            _fill(sequences, history, due)
-        for position, index in zip(due_S.nonzero().squeeze(1).tolist(), due, strict=True):
-            sequences[index].completion = finish(vocabulary, requests[index], sequences[index].tokens)
-            alive_S[position] = sequences[index].completion is None
+            running.fill(due)
+        for place, index in zip(due_S.nonzero().squeeze(1).tolist(), due, strict=True):
+            completion = finish(vocabulary, running.requests[index], running.tokens[index])
+            if completion is not None:
+                completions[int(running.position_N[index])] = completion
+                alive_S[place] = False
+        has_room = not bool(alive_S.all())
         active_S, row_S, token_S = active_S[alive_S], row_S[alive_S], token_S[alive_S]
         if len(active_S):
-            parent_B, token_B, row_S = _next_rows(row_S, token_S, len(logits_BV), len(ends_KV[0]))
+            parent_B, token_B, row_S = _next_rows(row_S, token_S, len(logits_BV), len(running.ends_KV[0]))
             hidden_BH, logits_BV = rows.advance(None if parent_B is None else parent_B.to(device), token_B.to(device))
-    return [sequence.completion for sequence in sequences if sequence.completion is not None]
-
-
-def _fill(sequences: list[_Sequence], history: list[tuple[Tensor, Tensor]], due: list[int]) -> None:
-    """Bring the token lists of the ``due`` sequences up to date."""
-    wanted = torch.tensor(due)
-    for step in range(min(len(sequences[index].tokens) for index in due), len(history)):
-        active_S, token_S = history[step]
-        # active_S is ascending: finished sequences leave, none joins
-        for index, token in zip(due, token_S[torch.searchsorted(active_S, wanted)].tolist(), strict=True):
-            if len(sequences[index].tokens) == step:
-                sequences[index].tokens.append(token)
+    return completions
 
 
 def _next_rows(row_S: Tensor, token_S: Tensor, rows: int, vocabulary: int) -> tuple[Tensor | None, Tensor, Tensor]:

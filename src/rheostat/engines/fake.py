@@ -7,6 +7,7 @@ the same loop as everyone else's, and :meth:`FakeEngine.distribution` enumerates
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 import jinja2
 import numpy as np
@@ -21,7 +22,7 @@ from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.continuous import ContinuousBatch, Fed
-from rheostat.engines.decode import decode, ending_tokens
+from rheostat.engines.decode import Batch, decode, ending_tokens
 from rheostat.errors import ConfigError, ModelError
 from rheostat.seeding import Purpose, derive_seed, uniforms
 from rheostat.types import Completion, Prompt
@@ -148,10 +149,9 @@ class FakeEngine:
         rows = _FakeRows(self, list(row_of))
         row_of_request = [row_of[request.prompt.text] for request in requests]
         policy = policy or own_strategies(requests)
-        positions = range(len(requests))
-        return decode(
-            rows, self.vocabulary, requests, row_of_request, self._ending_tokens, order, policy, positions, observer
-        )
+        batch = Batch(rows, requests, row_of_request, range(len(requests)))
+        done = decode(batch, self.vocabulary, self._ending_tokens, order, policy, observer)
+        return [done[position] for position in batch.positions]
 
     def distribution(
         self, prompt: Prompt, strategy: Strategy, max_tokens: int, order: Order = Order.VLLM
@@ -219,6 +219,10 @@ class _FakeRows:
         pairs = zip((self.rows[parent] for parent in parents), token_B.tolist(), strict=True)
         self.rows = [(text, (*tokens, token)) for (text, tokens), token in pairs]
         return self.begin()
+
+    def join(self, other: Self) -> tuple[Tensor, Tensor]:
+        self.rows += other.rows
+        return other.begin()
 
 
 class FakeSlots:

@@ -5,6 +5,7 @@ rounding.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ class Kernels:
         cos_BD: Float[Tensor, "B D"],
         sin_BD: Float[Tensor, "B D"],
         scaling: float,
-        place: Place,
+        places: Sequence[Place],
         head_norm_KD: Float[Tensor, "K D"] | None = None,
         epsilon: float = 0.0,
     ) -> Float[Tensor, "B Q"]:
@@ -68,33 +69,37 @@ class Kernels:
             qkv_BN: queries, keys and values of all heads, side by side.
             cos_BD: of each row's position; ``sin_BD`` likewise, its first half negative.
             scaling: of the scores.
-            place: keys and values, which grow by these.
+            places: keys and values, which grow by these; those of the first rows, then those of the next.
             head_norm_KD: weights of an RMSNorm of each query and key by itself, or None; ``epsilon`` is the norm's.
         """
-        rows, groups, room, size = place.keys_BGCD.shape
-        assert size == self._size
-        heads = groups * self._shared
-        out = torch.empty(rows, heads * size, dtype=qkv_BN.dtype)
-        keys, values = place.prefix or (None, None)
-        self._attend(
-            rows,
-            groups,
-            room,
-            0 if keys is None else keys.shape[1],
-            scaling,
-            epsilon,
-            place.start_B.data_ptr(),
-            place.end_B.data_ptr(),
-            qkv_BN.data_ptr(),
-            cos_BD.data_ptr(),
-            sin_BD.data_ptr(),
-            None if head_norm_KD is None else head_norm_KD.data_ptr(),
-            place.keys_BGCD.data_ptr(),
-            place.values_BGCD.data_ptr(),
-            None if keys is None else keys.data_ptr(),
-            None if values is None else values.data_ptr(),
-            out.data_ptr(),
-        )
+        out = torch.empty(len(qkv_BN), qkv_BN.shape[1] * self._shared // (self._shared + 2), dtype=qkv_BN.dtype)
+        norm = None if head_norm_KD is None else head_norm_KD.data_ptr()
+        first = 0
+        for place in places:
+            rows, groups, room, size = place.keys_BGCD.shape
+            assert size == self._size
+            keys, values = place.prefix or (None, None)
+            part = slice(first, first + rows)
+            first += rows
+            self._attend(
+                rows,
+                groups,
+                room,
+                0 if keys is None else keys.shape[1],
+                scaling,
+                epsilon,
+                place.start_B.data_ptr(),
+                place.end_B.data_ptr(),
+                qkv_BN[part].data_ptr(),
+                cos_BD[part].data_ptr(),
+                sin_BD[part].data_ptr(),
+                norm,
+                place.keys_BGCD.data_ptr(),
+                place.values_BGCD.data_ptr(),
+                None if keys is None else keys.data_ptr(),
+                None if values is None else values.data_ptr(),
+                out[part].data_ptr(),
+            )
         return out
 
 

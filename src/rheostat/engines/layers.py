@@ -149,10 +149,13 @@ class Layer(nn.Module):
 
     def _step(self, qkv: Tensor, hidden_states: Tensor, positions: tuple[Tensor, Tensor], cache: Any) -> Tensor | None:
         """Attention of a token for each row, where kernels can do it."""
-        place = None if self.kernels is None else cache.place(self.layer_idx, hidden_states, self.groups, self.size)
-        if self.kernels is None or place is None:
+        if self.kernels is None:
             return None
-        return self.kernels.attend(qkv, *positions, self.scaling, place, self.head_norm_KD, self.epsilon)
+        places = cache.places(self.layer_idx, hidden_states, self.groups, self.size)
+        if places is None:
+            return None
+        qkv, cos, sin = (part.view(-1, part.shape[-1]) for part in (qkv, *positions))
+        return self.kernels.attend(qkv, cos, sin, self.scaling, places, self.head_norm_KD, self.epsilon)
 
     def _attention(
         self,

@@ -21,7 +21,8 @@ from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.layers import speed_up
 from rheostat.engines.machine import free_memory, keep_freed_memory, steady
-from rheostat.engines.replay import ROOM, Replays
+from rheostat.engines.replay import Replays
+from rheostat.engines.rows import LocalRows, Waiting, common_prefix
 from rheostat.engines.slots import LocalSlots, SlotCache
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
@@ -73,7 +74,7 @@ class LocalEngine:
         config = self.model.config.get_text_config()
         identity = fingerprint(self.model, self.tokenizer)
         size: int = self.model.get_output_embeddings().weight.shape[0]
-        self._kernels = speed_up(self.model)
+        self.has_kernels = speed_up(self.model)
         self.info = EngineInfo(
             kind="local",
             model=name or str(path),
@@ -83,7 +84,7 @@ class LocalEngine:
             dtype=str(dtype).removeprefix("torch."),
             device=self.device.type,
             threads=torch.get_num_threads(),
-            kernels="compiled" if self._kernels else "torch",
+            kernels="compiled" if self.has_kernels else "torch",
         )
         self.vocabulary = TokenizerVocabulary(self.tokenizer, _eos_ids(self.model, self.tokenizer), size)
         self._hidden_BLH = torch.empty(0)
@@ -104,10 +105,10 @@ class LocalEngine:
 
     def embed(self, prompts: Sequence[Prompt], pooling: Pooling = Pooling.LAST) -> Float[Tensor, "P H"]:
         """See :meth:`rheostat.engines.base.Engine.embed`."""
-        tokens = self._tokenize(prompts, [0] * len(prompts))
+        tokens = self.tokenize(prompts, [0] * len(prompts))
         result_PH = torch.empty(len(prompts), self.info.hidden_size)
-        for batch in self._batches(tokens, [1] * len(prompts), [0] * len(prompts)):
-            rows = _LocalRows(self, [tokens[index] for index in batch])
+        for batch in self.batches(tokens, [1] * len(prompts), [0] * len(prompts)):
+            rows = LocalRows(self, [tokens[index] for index in batch])
             result_PH[batch] = rows.embed(pooling).float().cpu()
         return result_PH
 
@@ -123,33 +124,11 @@ class LocalEngine:
         observer: StepObserver | None = None,
     ) -> list[Completion]:
         """See :meth:`rheostat.engines.base.Engine.generate`."""
-        of_prompt: dict[Prompt, list[int]] = {}
-        for index, request in enumerate(requests):
-            of_prompt.setdefault(request.prompt, []).append(index)
-        prompts = list(of_prompt)
-        budgets = [max(requests[index].max_tokens for index in of_prompt[prompt]) for prompt in prompts]
-        tokens = self._tokenize(prompts, budgets)
         policy = policy or own_strategies(requests, self.device)
+        waiting = Waiting(self, requests)
         results: dict[int, Completion] = {}
-        parts: list[tuple[int, list[int]]] = []  # prompts, and those of their requests that a batch can hold
-        for p, prompt in enumerate(prompts):
-            most, mine = self._most_samples(prompt, len(tokens[p]), budgets[p]), of_prompt[prompt]
-            parts += [(p, mine[first : first + most]) for first in range(0, len(mine), most)]
-        of_part = [tokens[p] for p, _ in parts]
-        for batch in self._batches(of_part, [len(mine) for _, mine in parts], [budgets[p] for p, _ in parts]):
-            members = [(row, index) for row, part in enumerate(batch) for index in parts[part][1]]
-            completions = decode(
-                _LocalRows(self, [of_part[part] for part in batch]),
-                self.vocabulary,
-                [requests[index] for _, index in members],
-                [row for row, _ in members],
-                self._ending_tokens,
-                order,
-                policy,
-                [index for _, index in members],
-                observer,
-            )
-            results.update(zip((index for _, index in members), completions, strict=True))
+        while (batch := waiting.next()) is not None:
+            results |= decode(batch, self.vocabulary, self._ending_tokens, order, policy, observer, waiting.next_beside)
         return [results[index] for index in range(len(requests))]
 
     def open_slots(self) -> LocalSlots:
@@ -183,7 +162,12 @@ class LocalEngine:
             self._endings[stop] = ending_tokens(self.vocabulary, stop)
         return self._endings[stop]
 
-    def _tokenize(self, prompts: Sequence[Prompt], budgets: Sequence[int]) -> list[list[int]]:
+    def tokenize(self, prompts: Sequence[Prompt], budgets: Sequence[int]) -> list[list[int]]:
+        """The prompts' tokens.
+
+        Raises:
+            ModelError: a prompt is empty, or does not fit in the context with its token budget.
+        """
         if not prompts:
             return []
         tokens: list[list[int]] = self.tokenizer([prompt.text for prompt in prompts])["input_ids"]
@@ -197,22 +181,22 @@ class LocalEngine:
                 )
         return tokens
 
-    def _batches(
-        self, tokens: Sequence[list[int]], samples: Sequence[int], budgets: Sequence[int]
+    def batches(
+        self, tokens: Sequence[list[int]], samples: Sequence[int], budgets: Sequence[int], share: int = 1
     ) -> Iterator[list[int]]:
-        """Prompts that run together: neighbours in token order, so that they share a prefix, within the memory.
+        """Prompts that begin together: neighbours in token order, so that they share a prefix, within the memory.
 
-        A prompt joins unless the cache could outgrow its bound, or shortening the batch's shared prefix would cost
-        more than the passes of the model that a batch of its own takes.
+        A prompt joins unless the cache could outgrow its bound, of which the batch gets a ``share``-th, or shortening
+        the batch's shared prefix would cost more than the passes of the model that a batch of its own takes.
         """
         batch: list[int] = []
         shared = rows = row_tokens = 0
         for index in sorted(range(len(tokens)), key=lambda i: (tokens[i], i)):
             length, count = len(tokens[index]), samples[index]
-            common = min(shared, _common_prefix(tokens[batch[0]], tokens[index])) if batch else length
+            common = min(shared, common_prefix(tokens[batch[0]], tokens[index])) if batch else length
             extra_prefill = (len(batch) - 1) * shared - len(batch) * common
             own_tokens = row_tokens + count * (length + budgets[index]) - (rows + count) * common
-            is_large = not self._fits(own_tokens, rows + count)
+            is_large = not self.fits(share * own_tokens, share * (rows + count))
             if batch and (extra_prefill > _PASS_TOKENS * budgets[index] or is_large):
                 yield batch
                 batch, common, rows, row_tokens = [], length, 0, 0
@@ -221,13 +205,13 @@ class LocalEngine:
         if batch:
             yield batch
 
-    def _fits(self, tokens: int, rows: int) -> bool:
+    def fits(self, tokens: int, rows: int) -> bool:
         """Whether a batch whose rows come to so many tokens beside what they share keeps to the memory planned."""
         kept = tokens * self.bytes_per_token
         most = self._few_bytes if rows <= _FEW_ROWS else self._cache_bytes
         return kept <= most and kept + rows * self._logit_bytes <= self.batch_bytes
 
-    def _most_samples(self, prompt: Prompt, length: int, budget: int) -> int:
+    def most_samples(self, prompt: Prompt, length: int, budget: int) -> int:
         """How many answers to a prompt a batch holds; they share all but its last token. One runs in any case.
 
         Raises:
@@ -308,7 +292,7 @@ class LocalEngine:
     @torch.inference_mode()
     def step(self, token_B: Tensor, position_B: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
         """One token per row: hidden_BH after the final norm, and float32 logits_BV, which last until the next step."""
-        mask = _no_mask(self.device) if self._kernels else cache.mask_of_step()
+        mask = no_mask(self.device) if self.has_kernels else cache.mask_of_step()
         replay = self._replays.of(cache, token_B, position_B, mask)
         if replay is None:
             hidden_BLH, logits_BV = self.forward(token_B[:, None], position_B[:, None], mask, cache, logits=True)
@@ -346,7 +330,7 @@ class LocalEngine:
         output = self.model(
             input_ids=id_N[None],
             position_ids=position_N[None],
-            attention_mask=_no_mask(self.device),
+            attention_mask=no_mask(self.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=last_B,
@@ -355,50 +339,9 @@ class LocalEngine:
         return self._hidden_BLH[0], output.logits[0].float()
 
 
-def _no_mask(device: torch.device) -> Tensor:
+def no_mask(device: torch.device) -> Tensor:
     """A mask of four axes, which transformers does not look at, where attention needs none."""
     return torch.zeros(1, 1, 1, 1, device=device)
-
-
-class _LocalRows:
-    """The rows of one batch: prompts that share a prefix, each with its own tokens, left-padded."""
-
-    def __init__(self, engine: LocalEngine, prompts: Sequence[list[int]]) -> None:
-        self.engine = engine
-        device = engine.device
-        shared = min(_common_prefix(prompts[0], ids) for ids in prompts)
-        shared = min(shared, min(map(len, prompts)) - 1)  # every row keeps a token of its own
-        self.lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-        own = max(map(len, prompts)) - shared
-        self.ids_BL = torch.tensor([[0] * (own - len(ids) + shared) + ids[shared:] for ids in prompts], device=device)
-        prefix, padding_B = engine.prefix(tuple(prompts[0][:shared])), own + shared - self.lengths
-        self.cache = RowCache(prefix, padding_B, ROOM) if device.type == "cuda" else RowCache(prefix, padding_B)
-        self.position_B = self.lengths - 1  # of the last token in the cache
-
-    def _prefill(self, *, logits: bool) -> Fed:
-        start = self.lengths - self.ids_BL.shape[1]
-        own = torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device)
-        position_BL = (start[:, None] + own).clamp(min=0)
-        return self.engine.prefill(self.ids_BL, position_BL, self.cache, logits=logits)
-
-    def embed(self, pooling: Pooling) -> Tensor:
-        fed = self._prefill(logits=False)
-        if pooling is Pooling.LAST:
-            return fed.hidden_BH
-        prefix_sum_H = self.cache.prefix.hidden_sum_H
-        assert prefix_sum_H is not None  # the engine's prefixes carry it
-        return (fed.sum_BH + prefix_sum_H.to(fed.sum_BH.device)) / self.lengths[:, None]
-
-    def begin(self) -> tuple[Tensor, Tensor]:
-        fed = self._prefill(logits=True)
-        return fed.hidden_BH, fed.logits_BV
-
-    def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
-        if parent_B is not None:
-            self.cache.select(parent_B)
-            self.position_B = self.position_B[parent_B]
-        self.position_B = self.position_B + 1
-        return self.engine.step(token_B, self.position_B, self.cache)
 
 
 class TokenizerVocabulary:
@@ -422,13 +365,6 @@ def _eos_ids(model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) 
     eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
     found = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
     return frozenset(int(token) for token in found if token is not None)
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return min(len(left), len(right))
 
 
 def _gigabytes(size: int) -> str:

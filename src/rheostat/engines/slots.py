@@ -80,7 +80,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         grown[:rows, :, :tokens] = buffer[:rows, :, :tokens]
         return grown
 
-    def place(self, layer: int, states: Tensor, groups: int, size: int) -> Place | None:
+    def places(self, layer: int, states: Tensor, groups: int, size: int) -> list[Place] | None:
         """Where kernels work for ``layer``, given the pass's hidden states; None: pieces of prompts are among them."""
         if self._pieces:
             return None
@@ -88,7 +88,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
             shape = (self._rows, groups, self._room, size)
             self.buffers.append((states.new_zeros(shape), states.new_zeros(shape)))
         keys, values = (buffer[: self._single] for buffer in self.buffers[layer])
-        return Place(keys, values, torch.zeros_like(self._position_S), self._position_S + 1, None)
+        return [Place(keys, values, torch.zeros_like(self._position_S), self._position_S + 1, None)]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
