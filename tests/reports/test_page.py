@@ -215,7 +215,7 @@ def test_shows_every_number_of_the_rows(written: tuple[str, Page]) -> None:
     _, page = written
     results = fake_results()
     for row in results["rows"] + results["by_member"]:
-        if "member" in row and row["policy"] not in ("adapter with budget", "BEST"):
+        if "member" in row and row["policy"] not in (*ADAPTERS, "BEST"):
             continue
         assert f"{100 * row['estimate']:.1f}{100 * row['low']:.1f}–{100 * row['high']:.1f}" in page.words
     for row in results["differences"]:
@@ -258,6 +258,40 @@ def test_the_sentence_claims_a_gain_only_beyond_zero() -> None:
         assert sentence(fake_results((low + high) / 2, low, high)).startswith("No gain:")
     worse = sentence(fake_results(-0.021, -0.034, -0.008))
     assert worse.startswith("The adapter is 2.1 points worse than the best single strategy.")
+
+
+def without_adapters(results: dict[str, Any], baselines: bool) -> dict[str, Any]:
+    """The same run with static strategies alone, or with baselines."""
+    gone = ADAPTERS if baselines else (*ADAPTERS, "TURN")
+    for key in ("rows", "by_member", "by_level", "costs", "within"):
+        results[key] = [row for row in results[key] if row["policy"] not in gone]
+    rival = [row | {"policy": "TURN"} for row in results["differences"] if row["baseline"] != "TURN"]
+    results["differences"] = rival if baselines else []
+    return results | {"choices": [], "training": None, "majority": None}
+
+
+def test_a_page_without_an_adapter_speaks_of_none(tmp_path: Path) -> None:
+    results = without_adapters(fake_results(), baselines=False)
+    for row in results["rows"]:
+        row["chosen"] = "T=0.5" if row["policy"] == "BEST" else None
+    results["rows"] += [row | {"policy": "best single strategy", "kind": "best"} for row in results["rows"][-5:]]
+    _, page = page_of(results, tmp_path)
+    words = " ".join(page.words.split())
+    assert "No adapter was judged: six strategies on 600 test problems" in words
+    assert "Nothing was learned here" in words
+    for untrue in ("small policy", "no complete comparison", "It competes", "retraining", "The adapter"):
+        assert untrue not in words, untrue
+    assert "The best single strategy and BEST, by kind of problem" in page.headings
+
+
+def test_a_page_of_baselines_judges_them(tmp_path: Path) -> None:
+    _, page = page_of(without_adapters(fake_results(), baselines=True), tmp_path)
+    words = " ".join(page.words.split())
+    assert "TURN gains 2.1 points over the best single strategy" in words
+    assert "solved by TURN, mean over the budgets" in words
+    assert "The baseline minus its rivals, problem by problem" in page.headings
+    for untrue in ("small policy", "The adapter", "the adapter"):
+        assert untrue not in words, untrue
 
 
 def test_a_bound_close_to_zero_is_not_written_as_zero() -> None:

@@ -14,7 +14,7 @@ from rheostat.decoding.strategy import Strategy
 from rheostat.errors import StoreError
 from rheostat.files import disk_error
 from rheostat.reports import reading
-from rheostat.reports.reading import ADAPTER, PLAIN_ADAPTER, Results
+from rheostat.reports.reading import ADAPTER, NATURES, PLAIN_ADAPTER, Results
 from rheostat.rollouts.shards import DamagedShardError, read_table
 from rheostat.types import FinishReason
 
@@ -188,28 +188,24 @@ def _by_policy(table: Any) -> list[Mapping[str, Any]]:
 
 
 def histories(run: Run) -> dict[str, Mapping[str, Any]]:
-    """How the sequence-level adapters of a run came about, by what they are called."""
-    found = {}
+    """How the adapters of a run came about that left a ``training.json``, by what they are called."""
+    found: dict[str, Mapping[str, Any]] = {}
     for training in run.trainings:
         own = reading.mapping(training, "training")
         if reading.items(own, "history"):
-            found[str(training.get("kind") or ADAPTER)] = own
+            found[str(training.get("kind") or ADAPTER)] = {**own, "strategies": _space(run, "sequence")}
+        elif reading.items(training, "history"):  # as `train autodeco` leaves it
+            found[NATURES["autodeco"]] = {key: training.get(key) for key in ("history", "kept_epoch")}
     return found
 
 
-def training_results(run: Run) -> list[Results]:
-    """What is known of training at each level, in the form of results of which its figure can be drawn."""
-    found: list[Results] = []
-    if known := histories(run):
-        epochs = reading.items(next(iter(known.values())), "history")
-        budgets = sorted(int(k) for k in reading.mapping(epochs[0], "action_probability"))
-        shared = {"kind": "sequence", "strategies": _space(run, "sequence"), "budgets": budgets}
-        found.append({**shared, "training": known})
+def histories_so_far(run: Run) -> dict[str, Mapping[str, Any]]:
+    """The same of a run that was not judged, with the batches of its token level."""
+    found = histories(run)
     if run.batches:
         sizes = [len(line["actions"]) for line in run.batches if isinstance(line.get("actions"), list)]
         names = _space(run, "token") or [f"action {n}" for n in range(1, max(sizes, default=0) + 1)]
-        training = {"token-level adapter": {"history": run.batches}}
-        found.append({"kind": "token", "strategies": names, "training": training})
+        found[NATURES["token"]] = {"history": run.batches, "strategies": names}
     return found
 
 

@@ -8,7 +8,7 @@ from rheostat.errors import ConfigError
 from rheostat.reports import facts, reading
 from rheostat.reports.folders import Run
 from rheostat.reports.grids import Cell, Grid, name_cell, share_cell
-from rheostat.reports.reading import SINGLE, Results, number, p_value, points
+from rheostat.reports.reading import ADAPTER, SINGLE, Results, number, p_value, points
 
 
 def require_alike(runs: Sequence[Run]) -> None:
@@ -89,24 +89,23 @@ def differ_in_seed_only(runs: Sequence[Run]) -> bool:
 
 
 def side_by_side(results: Mapping[Path, Results]) -> Grid:
-    """The main numbers of each run on a line of its own; never one number of several runs."""
+    """The main numbers of each run, and of each adapter where it judged several, on a line of its own; never one number
+    of several."""
     out = []
     for path, one in results.items():
         judged, single = reading.judged(one), reading.single_strategy(one)
         rows, gaps = reading.items(one, "rows"), reading.items(one, "differences")
-        ours, theirs = (reading.find(rows, policy=name, k="mean") for name in (judged, single))
-        line = [
-            name_cell(facts.seed(one), str(path)),
-            _with_name(ours, judged),
-            _with_name(theirs, str(single)),
-        ]
-        for rival in (SINGLE, "BEST"):
-            gap = reading.find(gaps, policy=judged, baseline=rival, k="mean")
-            low, high = points(gap.get("low")), points(gap.get("high"))
-            line.append(Cell(points(gap.get("estimate")), f"{low} to {high}", number(gap.get("estimate"))))
-            line.append(Cell(p_value(gap.get("p_holm")), value=number(gap.get("p_holm"))))
-        out.append(line)
-    return Grid(["seed", "adapter, %", "best single, %", "difference", "p (Holm)", "minus BEST", "p (Holm)"], out)
+        theirs = reading.find(rows, policy=single, k="mean")
+        for policy in [judged] if judged == ADAPTER else reading.subjects(one):
+            line = [name_cell(facts.seed(one), str(path))]
+            line += [_with_name(reading.find(rows, policy=policy, k="mean"), policy), _with_name(theirs, str(single))]
+            for rival in (SINGLE, "BEST"):
+                gap = reading.find(gaps, policy=policy, baseline=rival, k="mean")
+                low, high = points(gap.get("low")), points(gap.get("high"))
+                line.append(Cell(points(gap.get("estimate")), f"{low} to {high}", number(gap.get("estimate"))))
+                line.append(Cell(p_value(gap.get("p_holm")), value=number(gap.get("p_holm"))))
+            out.append(line)
+    return Grid(["seed", "policy, %", "best single, %", "difference", "p (Holm)", "minus BEST", "p (Holm)"], out)
 
 
 def _with_name(row: Mapping[str, Any], name: str) -> Cell:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rheostat.adapters.autodeco import AutoDeco, AutoDecoding
+from rheostat.adapters.description import kind_of
 from rheostat.adapters.files import Adapter
 from rheostat.adapters.sequence import SequenceAdapter
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
@@ -85,6 +86,20 @@ class Rivals:
         ]
 
     @property
+    def described(self) -> dict[str, dict[str, object]]:
+        """What each learned policy is (``kind``: sequence, token, both or autodeco), reads, and chooses from."""
+        found: dict[str, dict[str, object]] = {}
+        for name, policy in (*self.sequence.items(), *self.token.items()):
+            if isinstance(policy, AutoDecoding):
+                found[name] = {"kind": "autodeco"}
+            elif isinstance(policy, SequenceAdapter | AdaptiveDecoding):
+                adapter = policy.adapter if isinstance(policy, AdaptiveDecoding) else policy
+                kind = "both" if getattr(adapter.config, "start", None) else kind_of(adapter.config)
+                reads = {"features": str(adapter.config.features), "with_budget": adapter.config.with_budget}
+                found[name] = {"kind": kind, **reads, "actions": len(adapter.space)}
+        return found
+
+    @property
     def space(self) -> ActionSpace | None:
         """All strategies that the adapters choose from, in their order; None without adapters."""
         spaces = [adapter.space for adapter in self._adapters]
@@ -140,6 +155,7 @@ def judge(
     results: dict[str, Any] = {
         "kind": "token" if rivals.token else "sequence",
         **run.facts(),
+        "adapters": rivals.described,
         "strategies": [str(strategy) for strategy in space],
         "budgets": list(budgets),
         **comparison.to_dict(),
