@@ -20,6 +20,8 @@ from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
 from rheostat.decoding.spaces import strategies_named
 from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.reports.figures.svg import Drawing, strategy_colours
+from rheostat.reports.folders import read_run
+from rheostat.reports.page import render
 from rheostat.rollouts.store import Rollout, RolloutStore
 from rheostat.types import FinishReason
 
@@ -50,7 +52,7 @@ def run_of(folder: Path, results: dict[str, Any]) -> Path:
 
 def seeded(seed: int, estimate: float = 0.02, **more: Any) -> dict[str, Any]:
     """A run that differs from others in its seed, and in what came of it."""
-    split = {"test": {"n": 600, "hash": "0a1b2c3d4e5f"}}
+    split = {"test": {"n": 600, "hash": "0a1b2c3d4e5f"}, "validation": {"n": 90, "hash": "1111"}}
     own = fake_results(estimate, estimate - 0.01, estimate + 0.01)
     config = own["config"] | {"seed": seed}
     return own | {"seeds": {"run": seed}, "config": config, "splits": split} | more
@@ -116,6 +118,21 @@ def test_a_page_and_its_figures_as_files(tmp_path: Path) -> None:
     assert "problems solved, %" in curve
     assert "#0b63a8" in curve  # the accent of a light page
     assert len(text.encode()) < 2_000_000
+
+
+def test_recipes_name_figures_that_are_written(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lines = [json.dumps(line) for line in fake_token()["training"]["adapter with budget"]["history"]]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines))
+    runs = [run_of(tmp_path / str(n), one) for n, one in enumerate((fake_demo(), fake_selection()))]
+    written = {one.name for path in (*runs, tmp_path / "run") for one in render([read_run(path)]).drawings}
+    named = {
+        name
+        for page in (Path(__file__).parents[2] / "recipes").glob("*/README.md")
+        for name in re.findall(r"figures/([\w-]+)\.svg", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) == 6
+    assert named <= written
 
 
 def test_what_the_colours_of_a_file_mean_is_below_the_drawing() -> None:
@@ -187,6 +204,10 @@ def test_runs_that_differ_in_more_than_the_seed_say_in_what(tmp_path: Path) -> N
             {"splits": {"test": {"n": 599, "hash": "ffff"}}},
             ("the test problems", "600 (hash 0a1b2c3d)", "599 (hash ffff)"),
         ),
+        (
+            {"splits": seeded(0)["splits"] | {"validation": {"n": 40, "hash": "2222"}}},
+            ("the validation problems", "90 (hash 1111)", "40 (hash 2222)"),
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(
@@ -196,6 +217,32 @@ def test_runs_that_cannot_be_compared_are_refused(
     line = refusal(capsys, a, b, "--out", tmp_path / "out")
     assert all(text in line for text in (*told, str(a), str(b)))
     assert not (tmp_path / "out").exists()
+
+
+def test_validation_problems_of_the_token_level_are_compared_where_both_are_known(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    splits = [{"validation": {"n": 9, "hash": word}} for word in ("aaaa", "bbbb")]
+    runs = [
+        run_of(tmp_path / str(seed), seeded(seed) | {"token": fake_token() | {"splits": own}})
+        for seed, own in enumerate(splits)
+    ]
+    line = refusal(capsys, *runs)
+    assert "the validation problems of the token level 9 (hash aaaa) and 9 (hash bbbb)" in line
+    earlier = run_of(tmp_path / "earlier", seeded(2, splits={"test": seeded(0)["splits"]["test"]}))
+    assert report(runs[0], earlier, "--out", tmp_path / "out") == 0
+
+
+def test_a_folder_given_twice_is_refused(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path / "a", seeded(0))
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for other in ("a", "../" + tmp_path.name + "/a", "link"):
+        assert f"a and {other} are the same folder; name each run once" in refusal(capsys, "a", other)
+    assert not (tmp_path / "report").exists()
+    shutil.copytree(run, tmp_path / "b")
+    assert report("a", "b") == 0
+    assert "differ in their seed" not in page_in(tmp_path / "report")[1].words
 
 
 def test_a_level_beside_a_selection_is_refused(tmp_path: Path, capsys: Capture) -> None:

@@ -12,11 +12,17 @@ from rheostat.reports.reading import ADAPTER, SINGLE, Results, number, p_value, 
 
 
 def require_alike(runs: Sequence[Run]) -> None:
-    """Runs on one page have one model, task, order of transforms, kind and set of test problems.
+    """Runs on one page have one model, task, order of transforms, kind, set of test problems, and set of the validation
+    problems that chose BEST; and no folder is given twice.
 
     Raises:
         ConfigError: two do not; names both values.
     """
+    known: dict[Path, Path] = {}
+    for run in runs:
+        if (before := known.get(run.path.resolve())) is not None:
+            raise ConfigError(f"{before} and {run.path} are the same folder; name each run once")
+        known[run.path.resolve()] = run.path
     first = _identity(runs[0])
     for run in runs[1:]:
         for name, value in _identity(run).items():
@@ -48,24 +54,27 @@ def _level(results: Results) -> dict[str, tuple[str, str]]:
         "the task": (str(results.get("task")), ""),
         "the order of transforms": (str(results.get("order")), ""),
     }
-    split = "validation" if results.get("kind") == "selection" else "test"
-    found[f"the {split} problems"] = _problems(results, split)
-    return found
+    splits = {"selection": ["validation"], "policies": ["test"]}.get(str(results.get("kind")), ["validation", "test"])
+    problems = {f"the {split} problems": _problems(results, split) for split in splits}
+    return found | {name: value for name, value in problems.items() if value is not None}
 
 
 def _model(name: object, fingerprint: object) -> tuple[str, str]:
     return f"{name} ({str(fingerprint)[:8]})", str(fingerprint)
 
 
-def _problems(results: Results, split: str) -> tuple[str, str]:
-    """The problems of a split: their number and hash; of earlier results what the configuration says of them."""
+def _problems(results: Results, split: str) -> tuple[str, str] | None:
+    """The problems of a split: their number and hash; of earlier results what the configuration says of them. None
+    where nothing is known."""
     own = reading.mapping(reading.mapping(results, "splits"), split)
     if own:
         return f"{own.get('n')} (hash {str(own.get('hash'))[:8]})", str(own.get("hash"))
     config = reading.mapping(results, "config")
     sizes = config.get("problems")
     size = sizes.get(split) if isinstance(sizes, Mapping) else config.get("limit", sizes)
-    start = config.get("test_from") or 0
+    if size is None and split == "validation":
+        return None
+    start = (config.get("test_from") or 0) if split == "test" else 0
     return f"{size} from number {start}", ""
 
 
@@ -85,7 +94,8 @@ def _settings(results: Results) -> dict[str, Any]:
 
 def differ_in_seed_only(runs: Sequence[Run]) -> bool:
     """Whether the runs are repetitions."""
-    return all(run.results is not None for run in runs) and set(differing(runs)) <= {"seed", "token.seed"}
+    names = set(differing(runs))
+    return all(run.results is not None for run in runs) and bool(names) and names <= {"seed", "token.seed"}
 
 
 def side_by_side(results: Mapping[Path, Results]) -> Grid:
