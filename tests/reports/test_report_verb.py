@@ -12,9 +12,10 @@ import pytest
 from markupsafe import Markup
 from test_page import Page, fake_results
 from test_selection_page import fake_selection
-from test_token_page import fake_demo, fake_history, fake_token
+from test_token_page import fake_demo, fake_history, fake_mixed, fake_token
 
 from rheostat import cli
+from rheostat.adapters.autodeco import AutoDeco, AutoDecoConfig
 from rheostat.adapters.files import BaseModel, load_adapter, save_adapter
 from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
 from rheostat.decoding.spaces import strategies_named
@@ -412,3 +413,74 @@ def test_adapters_judged_by_their_folders_bring_their_training_and_get_their_car
     card = (run / "without-budget" / "README.md").read_text()
     assert f"| {run / 'without-budget'} | 8 |" in card
     assert f"| {run / 'with-budget'} | 8 |" not in card
+
+
+def test_adapters_from_elsewhere_get_their_cards_beside_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Of a sequence-level adapter, of AutoDeco heads, and of two whose paths make the same word."""
+    monkeypatch.chdir(tmp_path)
+    results = fake_mixed()
+    moved = {"runs/t/adapter": "runs-s/adapter", "runs/b/adapter": "gone/adapter"}
+    for key in ("rows", "differences"):
+        results[key] = [row | {"policy": moved.get(row["policy"], row["policy"])} for row in results[key]]
+    for folder in ("runs/s/adapter", "runs-s/adapter"):
+        saved_adapter(tmp_path / folder)
+    heads = AutoDeco(AutoDecoConfig(hidden_size=4, width=4))
+    save_adapter(tmp_path / "runs" / "heads", heads, BaseModel("smollm2", None, 4, "5f0c1e"), {"task": "steps"}, {})
+    before = {path: path.read_bytes() for path in tmp_path.glob("runs*/**/*") if path.is_file()}
+    run = run_of(tmp_path / "judged", results)
+    assert report("judged", "--json") == 0
+    cards = [Path(path) for path in json.loads(capsys.readouterr().out)["cards"]]
+    names = ["runs-s-adapter.md", "runs-s-adapter-2.md", "runs-heads.md"]
+    assert [path.resolve() for path in cards] == [run / "report" / "cards" / name for name in names]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    sequence, other, decoded = (path.read_text() for path in cards)
+    assert "A sequence-level decoding adapter" in sequence
+    assert "| best single strategy (T=0.5) | mean | -0.030 | -0.050 to -0.010 |" in sequence
+    assert "| runs-s/adapter | 8 |" in other
+    assert "AutoDeco (Wang et al., 2025" in decoded
+    assert "| runs/heads | mean |" in decoded
+    assert "| best single strategy (T=0.5) | mean | -0.002 | -0.020 to +0.015 |" in decoded
+
+
+def test_a_link_inside_a_run_does_not_lead_a_card_out_of_it(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", fake_results())
+    saved_adapter(tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_bytes()
+    (run / "adapter").symlink_to(tmp_path / "mine")
+    assert report(run) == 0
+    assert (tmp_path / "mine" / "README.md").read_bytes() == card
+    assert "+0.021" in (run / "report" / "cards" / "adapter-with-budget.md").read_text()
+
+
+def test_heads_inside_the_run_get_their_card_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    results = fake_mixed()
+    for key in ("rows", "differences"):
+        results[key] = [
+            row | {"policy": row["policy"].replace("runs/heads", str(run / "heads"))} for row in results[key]
+        ]
+    del results["adapters"]  # as earlier versions wrote it
+    run_of(run, results)
+    heads = AutoDeco(AutoDecoConfig(hidden_size=4, width=4))
+    save_adapter(run / "heads", heads, BaseModel("smollm2", None, 4, "5f0c1e"), {"task": "steps"}, {})
+    assert report(run) == 0
+    assert f"| {run / 'heads'} | mean |" in (run / "heads" / "README.md").read_text()
+    assert not (run / "report" / "cards").exists()
+
+
+def test_the_training_of_autodeco_heads_is_drawn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    heads = AutoDeco(AutoDecoConfig(hidden_size=4, width=4))
+    save_adapter(run / "adapter", heads, BaseModel("smollm2", None, 4, "5f0c1e"), {"task": "steps"}, {})
+    history = [{"epoch": n, "loss": None, "validation_loss": 1.4 - n / 10, "temperature": 1 + n / 8} for n in range(4)]
+    (run / "training.json").write_text(json.dumps({"task": "steps", "kept_epoch": 3, "history": history}))
+    assert report(run) == 0
+    drawn = (run / "report" / "figures" / "autodeco-training-1.svg").read_text()
+    assert "validation loss, nats" in drawn
+    assert "mean temperature" in drawn
+    assert "mean top-p" not in drawn  # what is not there is left out
+    words = page_in(run / "report")[1].words
+    assert "Training: AutoDeco heads" in words
+    assert "Dotted: epoch 3, which was kept." in words

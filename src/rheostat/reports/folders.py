@@ -218,19 +218,20 @@ def _space(run: Run, kind: str) -> list[str]:
 
 
 def adapters_of(run: Run) -> dict[Path, tuple[Results, str]]:
-    """The adapter folders inside a judged run, with the level that judged them and their name there."""
+    """The folders of the adapters that a run judged, inside it or where `evaluate` found them, with the level that
+    judged them and their name there. One that lies there no longer, or on the Hub, is left out."""
     if run.results is None:
         return {}
     token = reading.mapping(run.results, "token")
     found: dict[Path, tuple[Results, str]] = {}
     for results in (run.results, token):
-        judged = [str(row.get("policy")) for row in reading.items(results, "rows") if row.get("kind") == "adapter"]
-        for policy in dict.fromkeys(judged):
+        for policy in reading.learned(results):
             at_token = results is token
             names = {ADAPTER: "adapter", PLAIN_ADAPTER: "adapter-without-budget"}
             own = run.path / "token/adapter" if at_token else run.path / names.get(policy, policy)
-            given = Path(policy).resolve()  # `evaluate` calls adapters by their folders
-            folder = next((path for path in run.adapters if path == own or path.resolve() == given), None)
-            if folder is not None:
+            given = Path(policy)  # `evaluate` calls adapters by their folders
+            inside = (path for path in run.adapters if path == own or path.resolve() == given.resolve())
+            outside = given if (given / "adapter.json").is_file() else None
+            if (folder := next(inside, outside)) is not None:
                 found.setdefault(folder, (results, policy))
     return found
