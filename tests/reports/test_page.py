@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rheostat.errors import StoreError
-from rheostat.reports import reading
+from rheostat.reports import grids, reading
 from rheostat.reports.figures import lines
 from rheostat.reports.page import sentence, write_report
 from rheostat.reports.terminal import summary_table
@@ -258,6 +258,30 @@ def test_the_sentence_claims_a_gain_only_beyond_zero() -> None:
         assert sentence(fake_results((low + high) / 2, low, high)).startswith("No gain:")
     worse = sentence(fake_results(-0.021, -0.034, -0.008))
     assert worse.startswith("The adapter is 2.1 points worse than the best single strategy.")
+
+
+def test_groups_stand_in_their_natural_order_with_every_adapter() -> None:
+    results = fake_results()
+    draw = random.Random(1)
+    results["by_level"] = [row for level in ("10", "2", "1") for row in rows_of(draw, 50, level=level)]
+    gap = {"group": "level", "value": "2", "policy": ADAPTERS[0], "k": 4}
+    results["by_group"] = [gap | {"estimate": 0.0123, "low": -0.0031, "high": 0.0277}]
+    found = grids.groups(results, "by_level", "level")
+    names = [row[0].text for row in found.rows]
+    assert names == ["1", "1", "1", "2", "2", "2", "10", "10", "10"]
+    assert [row[1].text for row in found.rows[:3]] == [*ADAPTERS, "BEST"]
+    cells = [row[4] for row in found.rows[3:6]]  # level 2 at B = 4
+    for policy, cell in zip((*ADAPTERS, "BEST"), cells, strict=True):
+        row = reading.find(results["by_level"], policy=policy, level="2", k=4)
+        ends = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+        told = "\n+1.2 (−0.3 to +2.8)" if policy == ADAPTERS[0] else ""
+        assert (cell.text, cell.small) == (f"{100 * row['estimate']:.1f}", ends + told)
+    results["by_group"] = None  # as earlier versions wrote it: a difference without an interval
+    earlier = grids.groups(results, "by_level", "level").rows[3][4]
+    ours, best = (
+        reading.find(results["by_level"], policy=p, level="2", k=4)["estimate"] for p in (ADAPTERS[0], "BEST")
+    )
+    assert earlier.small.splitlines()[1] == reading.points(ours - best)
 
 
 def without_adapters(results: dict[str, Any], baselines: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rheostat.reports.facts import Facts, flat, plain
 from rheostat.reports.figures.svg import Drawing
 from rheostat.reports.folders import Run, histories_so_far
-from rheostat.reports.reading import count, number, percent
+from rheostat.reports.reading import NATURES, count, number, percent
 from rheostat.reports.trainings import Shaped, trainings
 
 
@@ -68,7 +68,7 @@ def _facts(run: Run) -> Facts:
         )
     for path, description in run.adapters.items():
         seen = f", for B = {', '.join(map(str, description.budgets))}" if description.budgets else ""
-        found.append((f"{path.relative_to(run.path)}/", f"an adapter of the {description.kind} level{seen}"))
+        found.append((f"{path.relative_to(run.path)}/", f"{NATURES[description.kind]}{seen}"))
     told = run.trainings[0] if len(run.trainings) == 1 else {}
     summary = {k: v for k, v in told.items() if k not in ("training", "history", "config", "adapter")}
     found += [(name.replace("_", " "), plain(value)) for name, value in flat(summary)]

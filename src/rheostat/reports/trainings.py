@@ -62,8 +62,8 @@ def _caption(policy: str, nature: str, run: Mapping[str, Any]) -> str:
     kept = number(run.get("kept_step" if nature == "token" else "kept_epoch"))
     if nature == "autodeco":
         text = (
-            "Left: the loss on the tokens of right answers to validation problems. Middle and right: the temperature "
-            "and the top-p that the heads give those tokens, on average."
+            "The loss on the tokens of right answers to validation problems, and the temperature and the top-p that "
+            "the heads give those tokens, on average."
         )
     elif nature == "token":
         text = (

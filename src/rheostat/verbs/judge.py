@@ -22,9 +22,10 @@ from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines.base import Engine
 from rheostat.errors import AdapterError
 from rheostat.evaluation.behaviour import behaviour
-from rheostat.evaluation.evaluate import Groups, compare, groups_of
+from rheostat.evaluation.evaluate import BEST, Comparison, Groups, compare, groups_of
 from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_grid, token_judged
 from rheostat.rollouts.sweep import PolicySweep, Sweep
+from rheostat.statistics import mean_interval
 from rheostat.tasks.base import Split
 from rheostat.types import Problem
 from rheostat.verbs.baselines import Tuned, tune
@@ -159,6 +160,7 @@ def judge(
         "strategies": [str(strategy) for strategy in space],
         "budgets": list(budgets),
         **comparison.to_dict(),
+        "by_group": _by_group(next(iter(rivals.described), None), comparison, measured, policies, groups),
         "choices": choices,
         "tuned": dict(tuned.chosen),
         **run.bounds(on_test, tuple(budgets)),
@@ -210,6 +212,28 @@ def _sequence_level(
                 for member, own_P in groups["member"].items()
             ]
     return policies, choices
+
+
+def _by_group(
+    first: str | None, comparison: Comparison, measured: Measured, policies: Mapping[str, Judged], groups: Groups
+) -> list[dict[str, object]]:
+    """The first adapter minus BEST on the problems of each group of at least two, at each budget and in the mean."""
+    if first is None:
+        return []
+    chosen = {row.k: row.chosen for row in comparison.rows if row.policy == BEST}
+    names = [str(strategy) for strategy in measured.test.space]
+    gaps: dict[int | str, NDArray[np.float64]] = {
+        k: policies[first].solved[k] - solved_PA[:, names.index(str(chosen[k]))]
+        for k, solved_PA in measured.solved.items()
+    }
+    gaps["mean"] = np.mean(list(gaps.values()), axis=0)
+    found: list[dict[str, object]] = []
+    for group, value, own_P in ((group, value, own_P) for group, own in groups.items() for value, own_P in own.items()):
+        for k, gap_P in gaps.items() if own_P.sum() > 1 else ():
+            gap = mean_interval(gap_P[own_P])
+            ends = {name: round(getattr(gap, name), 6) for name in ("estimate", "low", "high")}
+            found.append({"group": group, "value": value, "policy": first, "k": k, **ends})
+    return found
 
 
 def _lengths(most: int, on_test: Sweep, sweeps: Mapping[str, Mapping[int, PolicySweep]]) -> dict[str, list[int]]:
