@@ -268,16 +268,15 @@ def test_groups_stand_in_their_natural_order_with_every_adapter() -> None:
     results["by_group"] = [gap | {"estimate": 0.0123, "low": -0.0031, "high": 0.0277}]
     found = grids.groups(results, "by_level", "level")
     names = [row[0].text for row in found.rows]
-    assert names == ["1", "1", "1", "2", "2", "2", "10", "10", "10"]
-    assert [row[1].text for row in found.rows[:3]] == [*ADAPTERS, "BEST"]
-    cells = [row[4] for row in found.rows[3:6]]  # level 2 at B = 4
+    assert names == [f"{level} · {policy}" for level in (1, 2, 10) for policy in (*ADAPTERS, "BEST")]
+    cells = [row[3] for row in found.rows[3:6]]  # level 2 at B = 4
     for policy, cell in zip((*ADAPTERS, "BEST"), cells, strict=True):
         row = reading.find(results["by_level"], policy=policy, level="2", k=4)
         ends = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
-        told = "\n+1.2 (−0.3 to +2.8)" if policy == ADAPTERS[0] else ""
+        told = "\n+1.2\n−0.3 to +2.8" if policy == ADAPTERS[0] else ""
         assert (cell.text, cell.small) == (f"{100 * row['estimate']:.1f}", ends + told)
     results["by_group"] = None  # as earlier versions wrote it: a difference without an interval
-    earlier = grids.groups(results, "by_level", "level").rows[3][4]
+    earlier = grids.groups(results, "by_level", "level").rows[3][3]
     ours, best = (
         reading.find(results["by_level"], policy=p, level="2", k=4)["estimate"] for p in (ADAPTERS[0], "BEST")
     )
@@ -428,6 +427,17 @@ def test_labels_are_pushed_apart() -> None:
     places = lines._push_apart([10.0, 11.0, 12.0, 90.0], [14.0] * 4, 100.0)
     assert all(b - a > 13.9 for a, b in itertools.pairwise(places))
     assert places[-1] == pytest.approx(90.0)
+
+
+def test_short_names_keep_what_tells_them_apart() -> None:
+    names = [f"runs/table5/smollm2/{kind}-budget-{seed}/adapter" for kind in ("with", "without") for seed in range(3)]
+    for wrap in (False, True):
+        found = [lines.short(name, wrap) for name in names]
+        assert len(set(found)) == 6
+        assert all(name.endswith(f"-{n % 3}") for n, name in enumerate(found))
+        assert max(len(line) for name in found for line in name.split("\n")) <= (14 if wrap else 25)
+    assert lines.short("runs/a/adapter") == "runs/a/adapter"
+    assert lines.short("T=0.75,k=10,p=0.95,m=0.1,s=1") == "T=0.75,k=10,p=0.95,m=0.1…"
 
 
 def test_the_terminal_table_fits_100_columns() -> None:

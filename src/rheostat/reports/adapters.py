@@ -12,14 +12,15 @@ def subject(results: Results) -> str:
     return f"{'Each' if len(found) > 1 else 'The'} {word}" if found else "The best single strategy"
 
 
-def adapters(results: Results) -> list[tuple[str, str]]:
-    """What each adapter is whose name does not say it: level, what it reads, and how many actions it has."""
+def adapters(results: Results) -> list[tuple[list[str], str]]:
+    """What each adapter is whose name does not say it: level, what it reads, and how many actions it has; of equals
+    all names together."""
     reads = {
         "hidden": "the model’s hidden state",
         "entropy": "how undecided the model is, in place of its hidden state",
         "hidden+entropy": "the model’s hidden state and how undecided it is",
     }
-    found = []
+    found: dict[str, list[str]] = {}
     for name, nature in reading.learned(results).items():
         if not (what := reading.what(results, name)):
             continue
@@ -30,8 +31,8 @@ def adapters(results: Results) -> list[tuple[str, str]]:
         actions = number(told.get("actions"))
         parts = [what, f"reads {', and '.join(seen)}" if seen else ""]
         parts.append(f"picks one of {in_words(int(actions))} strategies" if actions else "")
-        found.append((name, "; ".join(part for part in parts if part)))
-    return found
+        found.setdefault("; ".join(part for part in parts if part), []).append(name)
+    return [(names, text) for text, names in found.items()]
 
 
 def number_of_actions(results: Results) -> int:

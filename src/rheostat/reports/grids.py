@@ -89,8 +89,8 @@ def groups(results: Results, key: str, what: str) -> Grid:
                 gap = _gap(own, gaps, name, policy, k) if policy == subjects[0] else ""
                 cells.append(Cell(cell.text, "\n".join(part for part in (cell.small, gap) if part), cell.value))
             shown = _STYLES.get(name, name) if field == "style" else name
-            out.append([name_cell(shown, f"{sizes} problems"), name_cell(policy), *cells])
-    return Grid([what, "policy", *("mean" if k == "mean" else f"B = {k}" for k in columns)], out)
+            out.append([name_cell(f"{shown} · {policy}", f"{sizes} problems"), *cells])
+    return Grid([f"{what} · policy", *("mean" if k == "mean" else f"B = {k}" for k in columns)], out)
 
 
 def _gap(
@@ -99,7 +99,7 @@ def _gap(
     """A policy minus BEST on the problems of a group, with its interval; earlier results have none."""
     row = reading.find(gaps, value=name, policy=policy, k=k)
     if row:
-        return f"{points(row.get('estimate'))} ({points(row.get('low'))} to {points(row.get('high'))})"
+        return f"{points(row.get('estimate'))}\n{points(row.get('low'))} to {points(row.get('high'))}"
     ours, best = (number(reading.find(own, policy=one, k=k).get("estimate")) for one in (policy, "BEST"))
     return points(ours - best) if ours is not None and best is not None else ""
 

@@ -56,7 +56,7 @@ class Level:
     who: str
     subject: str
     chooser: str
-    adapters: list[tuple[str, str]]
+    adapters: list[tuple[list[str], str]]
     natures: list[str]
     actions: int
     policies: tuple[str, ...]

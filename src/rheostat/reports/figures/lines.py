@@ -16,13 +16,18 @@ _SPACED = 16.0  # pixels that the name of a line takes
 
 
 def short(name: str, wrap: bool = False, most: int = 25) -> str:
-    """A name that fits beside a curve: at most so many characters, of a path the end; on two lines if ``wrap``."""
+    """A name that fits beside a curve: at most so many characters, of a path the end that tells it from others; on two
+    lines if ``wrap``."""
+    if len(name) > most:
+        name = name.removesuffix("/adapter")
     if len(name) > most:
         name = "…" + name[1 - most :] if "/" in name else name[: most - 1] + "…"
     if wrap and len(name) > 13:
         middle = max(name.rfind(end, 0, 14) for end in (",", " ", "/"))
         first, second = (name[: middle + 1].rstrip(), name[middle + 1 :]) if middle > 0 else (name[:13], name[13:])
-        return first + "\n" + (second if len(second) <= 14 else second[:13] + "…")
+        if len(second) > 14:
+            second = "…" + second[-13:] if "/" in name else second[:13] + "…"
+        return first + "\n" + second
     return name
 
 
