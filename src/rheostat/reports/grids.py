@@ -72,6 +72,7 @@ def groups(results: Results, key: str, what: str) -> Grid:
     every k; below the first its paired difference to BEST."""
     field, rows = key.removeprefix("by_"), reading.items(results, key)
     gaps = [row for row in reading.items(results, "by_group") if row.get("group") == field]
+    first = next(iter(reading.subjects(results)), None)
     subjects = reading.subjects(results) or [reading.SINGLE]
     columns = reading.table(results).columns
     names = list(dict.fromkeys(str(row.get(field)) for row in rows))
@@ -86,7 +87,7 @@ def groups(results: Results, key: str, what: str) -> Grid:
             cells = []
             for k, row in found:
                 cell = share_cell(row.get("estimate"), row.get("low"), row.get("high"))
-                gap = _gap(own, gaps, name, policy, k) if policy == subjects[0] else ""
+                gap = _gap(own, gaps, name, policy, k) if policy == first else ""
                 cells.append(Cell(cell.text, "\n".join(part for part in (cell.small, gap) if part), cell.value))
             shown = _STYLES.get(name, name) if field == "style" else name
             out.append([name_cell(f"{shown} · {policy}", f"{sizes} problems"), *cells])
