@@ -88,6 +88,37 @@ def test_it_is_judged_as_a_policy_of_the_token_level(
     assert sum(both["lengths"][names[0]]) == 6 * 4  # it does not see B: one sweep for all k
 
 
+def test_beside_adapters_of_every_kind_results_say_which_is_which(
+    trained: Path, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ["--task", problems, *TASK, "--problems.validation", 6, "--problems.test", 12]
+    few = ["--problems.train", 12, "--samples.train", 8, "--samples.validation", 4, "--samples.test", 4]
+    words = ["--bandit.epochs", 2, "--bandit.budgets", 1, 2, "--bandit.width", 8, "--strategies", "greedy", "T=1"]
+    assert run("train", "sequence", *task, *few, *words, "--features", "entropy", "--out", tmp_path / "seq") == 0
+    token = ["--budgets", 1, 2, "--steps", 1, "--prompts", 4, "--group", 4, "--filter-samples", 0, "--samples", 4]
+    token += ["--start", tmp_path / "seq" / "adapter", "--problems.train", 12, "--width", 8, "--strategies", "greedy"]
+    assert run("train", "token", *task, *token, "T=1", "--out", tmp_path / "both") == 0
+    folders = [trained / "token", trained / "autodeco", tmp_path / "seq", tmp_path / "both"]
+    names = [str(folder / "adapter") for folder in folders]
+    words = ["evaluate", *task, "--samples.validation", 4, "--samples.test", 4, "--budgets", 1, 2, "--adapter", *names]
+    capsys.readouterr()
+    assert run(*words, "--json", "--out", tmp_path / "judged") == 0
+    results = json.loads(capsys.readouterr().out)
+    told = results["adapters"]
+    assert [told[name]["kind"] for name in names] == ["token", "autodeco", "sequence", "both"]
+    assert told[names[2]] == {"kind": "sequence", "features": "entropy", "with_budget": True, "actions": 2}
+    assert told[names[0]]["actions"] == 4
+    first = names[2]  # sequence-level adapters come first
+    assert {row["policy"] for row in results["by_group"]} == {first}
+    assert len(results["by_group"]) == 3  # one data set, at B = 1, 2 and in the mean
+    for row in results["by_group"]:  # all problems are of this one data set
+        find = {"policy": first, "baseline": "BEST", "k": row["k"]}
+        (whole,) = [own for own in results["differences"] if find.items() <= own.items()]
+        assert [row[end] for end in ("estimate", "low", "high")] == pytest.approx(
+            [whole[end] for end in ("estimate", "low", "high")], abs=1e-6
+        )
+
+
 def test_it_completes_a_prompt_and_has_no_actions_to_trace(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "12:", "--model", "fake", "--adapter", trained / "autodeco" / "adapter", "--budget", 3]
     assert run(*words, "--json") == 0

@@ -83,6 +83,13 @@ def test_what_cannot_be_judged_is_refused(temperatures: tuple[float, ...], entro
         turning_point(temperatures, entropy_T, BEST)
 
 
+def test_an_entropy_of_zero_says_at_which_temperature_and_what_to_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        turning_point((0.1, 0.2, 0.3), (0.2, 0.0, 0.4), Aggregation.MAJORITY)
+    assert "at T = 0.2 is 0," in str(caught.value)
+    assert all(option in str(caught.value) for option in ("--problems.validation", "--task", "--baselines"))
+
+
 def entropy_of(logits: list[float], temperature: float) -> float:
     if temperature == 0:
         return 0.0

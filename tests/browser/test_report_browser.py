@@ -56,7 +56,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Reports of a demo, a selection, an evaluation with baselines, and an interrupted run, all of the fake engine."""
+    """Reports of a demo, a selection, both levels judged with baselines, and an interrupted run, of the fake engine."""
     folder = tmp_path_factory.mktemp("runs")
     questions = [json.dumps({"problem": f"What is {n}?", "answer": str(n), "level": n % 3}) for n in range(160)]
     (folder / "some.jsonl").write_text("\n".join(questions))
@@ -76,7 +76,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "evaluate": ["evaluate", *fake, *few, *samples, "--baselines", "turn", "edt", "dynamic"],
     }
     for name, words in runs.items():
-        extra = ["--adapter", str(folder / "demo" / "token" / "adapter")] if name == "evaluate" else []
+        adapters = [str(folder / "demo" / own / "adapter") for own in ("token", ".")]
+        extra = ["--adapter", *adapters] if name == "evaluate" else []
         assert cli.main([*words, *extra, "--out", str(folder / name)]) == 0
     shutil.copytree(folder / "demo", folder / "partial")
     (folder / "partial" / "results.json").unlink()

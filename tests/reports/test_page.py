@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rheostat.errors import StoreError
-from rheostat.reports import reading
+from rheostat.reports import grids, reading
 from rheostat.reports.figures import lines
 from rheostat.reports.page import sentence, write_report
 from rheostat.reports.terminal import summary_table
@@ -215,7 +215,7 @@ def test_shows_every_number_of_the_rows(written: tuple[str, Page]) -> None:
     _, page = written
     results = fake_results()
     for row in results["rows"] + results["by_member"]:
-        if "member" in row and row["policy"] not in ("adapter with budget", "BEST"):
+        if "member" in row and row["policy"] not in (*ADAPTERS, "BEST"):
             continue
         assert f"{100 * row['estimate']:.1f}{100 * row['low']:.1f}–{100 * row['high']:.1f}" in page.words
     for row in results["differences"]:
@@ -258,6 +258,63 @@ def test_the_sentence_claims_a_gain_only_beyond_zero() -> None:
         assert sentence(fake_results((low + high) / 2, low, high)).startswith("No gain:")
     worse = sentence(fake_results(-0.021, -0.034, -0.008))
     assert worse.startswith("The adapter is 2.1 points worse than the best single strategy.")
+
+
+def test_groups_stand_in_their_natural_order_with_every_adapter() -> None:
+    results = fake_results()
+    draw = random.Random(1)
+    results["by_level"] = [row for level in ("10", "2", "1") for row in rows_of(draw, 50, level=level)]
+    gap = {"group": "level", "value": "2", "policy": ADAPTERS[0], "k": 4}
+    results["by_group"] = [gap | {"estimate": 0.0123, "low": -0.0031, "high": 0.0277}]
+    found = grids.groups(results, "by_level", "level")
+    names = [row[0].text for row in found.rows]
+    assert names == [f"{level} · {policy}" for level in (1, 2, 10) for policy in (*ADAPTERS, "BEST")]
+    cells = [row[3] for row in found.rows[3:6]]  # level 2 at B = 4
+    for policy, cell in zip((*ADAPTERS, "BEST"), cells, strict=True):
+        row = reading.find(results["by_level"], policy=policy, level="2", k=4)
+        ends = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
+        told = "\n+1.2\n−0.3 to +2.8" if policy == ADAPTERS[0] else ""
+        assert (cell.text, cell.small) == (f"{100 * row['estimate']:.1f}", ends + told)
+    results["by_group"] = None  # as earlier versions wrote it: a difference without an interval
+    earlier = grids.groups(results, "by_level", "level").rows[3][3]
+    ours, best = (
+        reading.find(results["by_level"], policy=p, level="2", k=4)["estimate"] for p in (ADAPTERS[0], "BEST")
+    )
+    assert earlier.small.splitlines()[1] == reading.points(ours - best)
+
+
+def without_adapters(results: dict[str, Any], baselines: bool) -> dict[str, Any]:
+    """The same run with static strategies alone, or with baselines."""
+    gone = ADAPTERS if baselines else (*ADAPTERS, "TURN")
+    for key in ("rows", "by_member", "by_level", "costs", "within"):
+        results[key] = [row for row in results[key] if row["policy"] not in gone]
+    rival = [row | {"policy": "TURN"} for row in results["differences"] if row["baseline"] != "TURN"]
+    results["differences"] = rival if baselines else []
+    return results | {"choices": [], "training": None, "majority": None}
+
+
+def test_a_page_without_an_adapter_speaks_of_none(tmp_path: Path) -> None:
+    results = without_adapters(fake_results(), baselines=False)
+    for row in results["rows"]:
+        row["chosen"] = "T=0.5" if row["policy"] == "BEST" else None
+    results["rows"] += [row | {"policy": "best single strategy", "kind": "best"} for row in results["rows"][-5:]]
+    _, page = page_of(results, tmp_path)
+    words = " ".join(page.words.split())
+    assert "No adapter was judged: six strategies on 600 test problems" in words
+    assert "Nothing was learned here" in words
+    for untrue in ("small policy", "no complete comparison", "It competes", "retraining", "he adapter", "decides"):
+        assert untrue not in words, untrue
+    assert "The best single strategy and BEST, by kind of problem" in page.headings
+
+
+def test_a_page_of_baselines_judges_them(tmp_path: Path) -> None:
+    _, page = page_of(without_adapters(fake_results(), baselines=True), tmp_path)
+    words = " ".join(page.words.split())
+    assert "TURN gains 2.1 points over the best single strategy" in words
+    assert "solved by TURN, mean over the budgets" in words
+    assert "The baseline minus its rivals, problem by problem" in page.headings
+    for untrue in ("small policy", "The adapter", "the adapter"):
+        assert untrue not in words, untrue
 
 
 def test_a_bound_close_to_zero_is_not_written_as_zero() -> None:
@@ -370,6 +427,17 @@ def test_labels_are_pushed_apart() -> None:
     places = lines._push_apart([10.0, 11.0, 12.0, 90.0], [14.0] * 4, 100.0)
     assert all(b - a > 13.9 for a, b in itertools.pairwise(places))
     assert places[-1] == pytest.approx(90.0)
+
+
+def test_short_names_keep_what_tells_them_apart() -> None:
+    names = [f"runs/table5/smollm2/{kind}-budget-{seed}/adapter" for kind in ("with", "without") for seed in range(3)]
+    for wrap in (False, True):
+        found = [lines.short(name, wrap) for name in names]
+        assert len(set(found)) == 6
+        assert all(name.endswith(f"-{n % 3}") for n, name in enumerate(found))
+        assert max(len(line) for name in found for line in name.split("\n")) <= (14 if wrap else 25)
+    assert lines.short("runs/a/adapter") == "runs/a/adapter"
+    assert lines.short("T=0.75,k=10,p=0.95,m=0.1,s=1") == "T=0.75,k=10,p=0.95,m=0.1…"
 
 
 def test_the_terminal_table_fits_100_columns() -> None:

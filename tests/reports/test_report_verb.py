@@ -12,14 +12,17 @@ import pytest
 from markupsafe import Markup
 from test_page import Page, fake_results
 from test_selection_page import fake_selection
-from test_token_page import fake_demo, fake_history, fake_token
+from test_token_page import fake_demo, fake_history, fake_mixed, fake_token
 
 from rheostat import cli
+from rheostat.adapters.autodeco import AutoDeco, AutoDecoConfig
 from rheostat.adapters.files import BaseModel, load_adapter, save_adapter
 from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
 from rheostat.decoding.spaces import strategies_named
 from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.reports.figures.svg import Drawing, strategy_colours
+from rheostat.reports.folders import read_run
+from rheostat.reports.page import render
 from rheostat.rollouts.store import Rollout, RolloutStore
 from rheostat.types import FinishReason
 
@@ -50,7 +53,7 @@ def run_of(folder: Path, results: dict[str, Any]) -> Path:
 
 def seeded(seed: int, estimate: float = 0.02, **more: Any) -> dict[str, Any]:
     """A run that differs from others in its seed, and in what came of it."""
-    split = {"test": {"n": 600, "hash": "0a1b2c3d4e5f"}}
+    split = {"test": {"n": 600, "hash": "0a1b2c3d4e5f"}, "validation": {"n": 90, "hash": "1111"}}
     own = fake_results(estimate, estimate - 0.01, estimate + 0.01)
     config = own["config"] | {"seed": seed}
     return own | {"seeds": {"run": seed}, "config": config, "splits": split} | more
@@ -116,6 +119,21 @@ def test_a_page_and_its_figures_as_files(tmp_path: Path) -> None:
     assert "problems solved, %" in curve
     assert "#0b63a8" in curve  # the accent of a light page
     assert len(text.encode()) < 2_000_000
+
+
+def test_recipes_name_figures_that_are_written(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lines = [json.dumps(line) for line in fake_token()["training"]["adapter with budget"]["history"]]
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines))
+    runs = [run_of(tmp_path / str(n), one) for n, one in enumerate((fake_demo(), fake_selection()))]
+    written = {one.name for path in (*runs, tmp_path / "run") for one in render([read_run(path)]).drawings}
+    named = {
+        name
+        for page in (Path(__file__).parents[2] / "recipes").glob("*/README.md")
+        for name in re.findall(r"figures/([\w-]+)\.svg", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) == 6
+    assert named <= written
 
 
 def test_what_the_colours_of_a_file_mean_is_below_the_drawing() -> None:
@@ -187,6 +205,10 @@ def test_runs_that_differ_in_more_than_the_seed_say_in_what(tmp_path: Path) -> N
             {"splits": {"test": {"n": 599, "hash": "ffff"}}},
             ("the test problems", "600 (hash 0a1b2c3d)", "599 (hash ffff)"),
         ),
+        (
+            {"splits": seeded(0)["splits"] | {"validation": {"n": 40, "hash": "2222"}}},
+            ("the validation problems", "90 (hash 1111)", "40 (hash 2222)"),
+        ),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(
@@ -196,6 +218,32 @@ def test_runs_that_cannot_be_compared_are_refused(
     line = refusal(capsys, a, b, "--out", tmp_path / "out")
     assert all(text in line for text in (*told, str(a), str(b)))
     assert not (tmp_path / "out").exists()
+
+
+def test_validation_problems_of_the_token_level_are_compared_where_both_are_known(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    splits = [{"validation": {"n": 9, "hash": word}} for word in ("aaaa", "bbbb")]
+    runs = [
+        run_of(tmp_path / str(seed), seeded(seed) | {"token": fake_token() | {"splits": own}})
+        for seed, own in enumerate(splits)
+    ]
+    line = refusal(capsys, *runs)
+    assert "the validation problems of the token level 9 (hash aaaa) and 9 (hash bbbb)" in line
+    earlier = run_of(tmp_path / "earlier", seeded(2, splits={"test": seeded(0)["splits"]["test"]}))
+    assert report(runs[0], earlier, "--out", tmp_path / "out") == 0
+
+
+def test_a_folder_given_twice_is_refused(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(tmp_path / "a", seeded(0))
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for other in ("a", "../" + tmp_path.name + "/a", "link"):
+        assert f"a and {other} are the same folder; name each run once" in refusal(capsys, "a", other)
+    assert not (tmp_path / "report").exists()
+    shutil.copytree(run, tmp_path / "b")
+    assert report("a", "b") == 0
+    assert "differ in their seed" not in page_in(tmp_path / "report")[1].words
 
 
 def test_a_level_beside_a_selection_is_refused(tmp_path: Path, capsys: Capture) -> None:
@@ -365,3 +413,74 @@ def test_adapters_judged_by_their_folders_bring_their_training_and_get_their_car
     card = (run / "without-budget" / "README.md").read_text()
     assert f"| {run / 'without-budget'} | 8 |" in card
     assert f"| {run / 'with-budget'} | 8 |" not in card
+
+
+def test_adapters_from_elsewhere_get_their_cards_beside_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Of a sequence-level adapter, of AutoDeco heads, and of two whose paths make the same word."""
+    monkeypatch.chdir(tmp_path)
+    results = fake_mixed()
+    moved = {"runs/t/adapter": "runs-s/adapter", "runs/b/adapter": "gone/adapter"}
+    for key in ("rows", "differences"):
+        results[key] = [row | {"policy": moved.get(row["policy"], row["policy"])} for row in results[key]]
+    for folder in ("runs/s/adapter", "runs-s/adapter"):
+        saved_adapter(tmp_path / folder)
+    heads = AutoDeco(AutoDecoConfig(hidden_size=4, width=4))
+    save_adapter(tmp_path / "runs" / "heads", heads, BaseModel("smollm2", None, 4, "5f0c1e"), {"task": "steps"}, {})
+    before = {path: path.read_bytes() for path in tmp_path.glob("runs*/**/*") if path.is_file()}
+    run = run_of(tmp_path / "judged", results)
+    assert report("judged", "--json") == 0
+    cards = [Path(path) for path in json.loads(capsys.readouterr().out)["cards"]]
+    names = ["runs-s-adapter.md", "runs-s-adapter-2.md", "runs-heads.md"]
+    assert [path.resolve() for path in cards] == [run / "report" / "cards" / name for name in names]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    sequence, other, decoded = (path.read_text() for path in cards)
+    assert "A sequence-level decoding adapter" in sequence
+    assert "| best single strategy (T=0.5) | mean | -0.030 | -0.050 to -0.010 |" in sequence
+    assert "| runs-s/adapter | 8 |" in other
+    assert "AutoDeco (Wang et al., 2025" in decoded
+    assert "| runs/heads | mean |" in decoded
+    assert "| best single strategy (T=0.5) | mean | -0.002 | -0.020 to +0.015 |" in decoded
+
+
+def test_a_link_inside_a_run_does_not_lead_a_card_out_of_it(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", fake_results())
+    saved_adapter(tmp_path / "mine")
+    card = (tmp_path / "mine" / "README.md").read_bytes()
+    (run / "adapter").symlink_to(tmp_path / "mine")
+    assert report(run) == 0
+    assert (tmp_path / "mine" / "README.md").read_bytes() == card
+    assert "+0.021" in (run / "report" / "cards" / "adapter-with-budget.md").read_text()
+
+
+def test_heads_inside_the_run_get_their_card_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    results = fake_mixed()
+    for key in ("rows", "differences"):
+        results[key] = [
+            row | {"policy": row["policy"].replace("runs/heads", str(run / "heads"))} for row in results[key]
+        ]
+    del results["adapters"]  # as earlier versions wrote it
+    run_of(run, results)
+    heads = AutoDeco(AutoDecoConfig(hidden_size=4, width=4))
+    save_adapter(run / "heads", heads, BaseModel("smollm2", None, 4, "5f0c1e"), {"task": "steps"}, {})
+    assert report(run) == 0
+    assert f"| {run / 'heads'} | mean |" in (run / "heads" / "README.md").read_text()
+    assert not (run / "report" / "cards").exists()
+
+
+def test_the_training_of_autodeco_heads_is_drawn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    heads = AutoDeco(AutoDecoConfig(hidden_size=4, width=4))
+    save_adapter(run / "adapter", heads, BaseModel("smollm2", None, 4, "5f0c1e"), {"task": "steps"}, {})
+    history = [{"epoch": n, "loss": None, "validation_loss": 1.4 - n / 10, "temperature": 1 + n / 8} for n in range(4)]
+    (run / "training.json").write_text(json.dumps({"task": "steps", "kept_epoch": 3, "history": history}))
+    assert report(run) == 0
+    drawn = (run / "report" / "figures" / "autodeco-training-1.svg").read_text()
+    assert "validation loss, nats" in drawn
+    assert "mean temperature" in drawn
+    assert "mean top-p" not in drawn  # what is not there is left out
+    words = page_in(run / "report")[1].words
+    assert "Training: AutoDeco heads" in words
+    assert "Dotted: epoch 3, which was kept." in words

@@ -12,7 +12,8 @@ from test_page import Page, fake_results, page_of, rows_of, softmax
 
 from rheostat.reports import reading
 from rheostat.reports.figures import forest, lines, token, training
-from rheostat.reports.page import sentence, write_report
+from rheostat.reports.folders import Run
+from rheostat.reports.page import render, sentence, write_report
 from rheostat.reports.terminal import summary_table
 
 ACTIONS = ["T=1", "greedy", "T=1.25", "T=0.5"]  # not in the order of randomness
@@ -166,6 +167,36 @@ def fake_token(estimate: float = 0.013, low: float = 0.002, high: float = 0.024)
     }
 
 
+MIXED_NAMES = ("runs/s/adapter", "runs/t/adapter", "runs/b/adapter", "runs/heads")
+MIXED_GAINS = ((-0.03, -0.05, -0.01), (0.004, -0.01, 0.02), (0.025, 0.01, 0.04), (-0.002, -0.02, 0.015))
+
+
+def fake_mixed() -> dict[str, Any]:
+    """Adapters of either level, of both, and AutoDeco heads, judged together and called by their folders."""
+    results = fake_token()
+    names = dict(zip(POLICIES[:3], MIXED_NAMES, strict=False))
+    kinds = ("sequence", "token", "both")
+    for key in ("rows", "by_member", "by_style", "differences"):
+        rows = [row | {"policy": names.get(row["policy"], row["policy"])} for row in results[key]]
+        heads = [
+            row | {"policy": "runs/heads", "kind": "baseline"} for row in rows if row["policy"] == "runs/b/adapter"
+        ]
+        results[key] = rows + heads
+    gains = dict(zip(MIXED_NAMES, MIXED_GAINS, strict=True))
+    ends = ("estimate", "low", "high")
+    results["differences"] = [
+        row | dict(zip(ends, gains[row["policy"]], strict=True)) for row in results["differences"]
+    ]
+    results["adapters"] = {
+        name: {"kind": kind, "features": "hidden", "with_budget": True, "actions": 4}
+        for name, kind in zip(MIXED_NAMES, kinds, strict=False)
+    } | {"runs/heads": {"kind": "autodeco"}}
+    results["entropy"]["adapted"]["policy"] = MIXED_NAMES[1]
+    results["lengths"] = {names.get(name, name): n for name, n in results["lengths"].items() if name != POLICIES[0]}
+    results["training"] = {}
+    return results
+
+
 def fake_demo() -> dict[str, Any]:
     return fake_results() | {"token": fake_token()}
 
@@ -204,11 +235,11 @@ def test_a_token_page_shows_the_token_level_only(alone: tuple[str, Page]) -> Non
     assert page.headings == [
         "What was compared",
         "Accuracy against parallel budget",
-        "The adapter minus its rivals, problem by problem",
+        "Each adapter minus its rivals, problem by problem",
         "Every policy, every budget",
         "How the policy took shape",
         "With and without a chain of thought",
-        "The adapter and BEST, by kind of problem",
+        "Each adapter and BEST, by kind of problem",
         "Where it acts: entropy and position",
         "Which tokens it draws with which action",
         "How long the answers are",
@@ -223,10 +254,9 @@ def test_the_numbers_are_those_of_the_results(alone: tuple[str, Page]) -> None:
     _, page = alone
     results = fake_token()
     for row in [*results["rows"], *results["by_member"], *results["by_style"]]:
-        if row["policy"] in ("adapter with budget", "BEST"):
-            best = "BEST " if row["policy"] == "BEST" and "member" in row else ""
+        if row["policy"] in (*POLICIES[:3], "BEST"):
             shown = f"{100 * row['low']:.1f}–{100 * row['high']:.1f}"
-            assert f"{best}{100 * row['estimate']:.1f}{shown}" in page.words
+            assert f"{100 * row['estimate']:.1f}{shown}" in page.words
     entropy = results["entropy"]
     shown = re.sub(r"\s+", " ", page.words.replace("\u202f", ""))
     order = [1, 3, 0, 2]  # from greedy to hot
@@ -282,6 +312,57 @@ def test_an_adapter_of_another_name_is_judged_where_it_is_alone() -> None:
     assert "greedily" not in sentence(results)  # what is known of the actions is another adapter's
     row = reading.find(results["rows"], policy="entropy-only adapter", k="mean")
     assert f"It solves {100 * row['estimate']:.1f} % of problems" in sentence(results)
+
+
+def test_a_mixed_page_says_of_each_what_it_is_and_how_it_does(tmp_path: Path) -> None:
+    text, page = page_of(fake_mixed(), tmp_path)
+    words = " ".join(page.words.split()).replace("\u00a0", " ")
+    title = (
+        "Of four learned policies, one gains over the best single strategy, two cannot be told apart from it and one is"
+    )
+    for said in (
+        f"{title} worse than it",
+        "The sequence-level adapter runs/s/adapter is 3.0 points worse than the best single strategy (",
+        "95 % interval −5.0 to −1.0)",
+        "No gain: the token-level adapter runs/t/adapter cannot be told apart from the best single strategy (",
+        "paired difference +0.4 points, 95 % interval −1.0 to +2.0)",
+        "The adapter of both levels runs/b/adapter gains 2.5 points over the best single strategy (",
+        "No gain: the AutoDeco heads runs/heads cannot be told apart",
+        "runs/s/adapter: sequence-level adapter; reads the model’s hidden state, and the budget B; picks one of four",
+        "runs/b/adapter: adapter of both levels",
+        "runs/heads: AutoDeco heads",
+        "Both levelsone strategy for each answer, or one strategy at every token: a gain for one, no gain for two",
+        "learning how to sample from smollm2 on steps",
+        "Before it answers a problem, a small policy, the sequence-level adapter, reads",
+        "another, the token-level adapter, reads",
+    ):
+        assert said in words, said
+    assert "runs/s/adapter" in page.words.replace("\u200b", "")
+    assert "Runs/" not in text
+    for name, drawing in (("forest", forest.forest), ("curve", lines.curve)):
+        drawn = str(drawing(fake_mixed(), 780, name))
+        assert all(drawn.count(f">{one}</text>") == 1 for one in MIXED_NAMES), name
+
+
+def test_earlier_results_tell_levels_by_their_lengths() -> None:
+    results = fake_mixed()
+    del results["adapters"]
+    natures = ["sequence", "token", "token", "autodeco"]
+    assert reading.learned(results) == dict(zip(MIXED_NAMES, natures, strict=True))
+    assert reading.levels(results) == ["sequence", "token"]
+    assert reading.levels(fake_token()) == ["token"]
+    assert reading.levels(fake_results()) == ["sequence"]
+
+
+def test_figures_of_a_mixed_page_are_of_no_single_level(tmp_path: Path) -> None:
+    mixed = fake_mixed()
+    mixed["training"] = {
+        "a": fake_results()["training"]["adapter with budget"] | {"strategies": fake_results()["strategies"]},
+        "b": fake_token()["training"]["adapter with budget"],
+    }
+    found = render([Run(tmp_path, mixed, [], [], {}, None)]).drawings
+    names = ["curve", "forest", "training-1", "token-training-2", "token-entropy", "token-frequent-tokens"]
+    assert [drawing.name for drawing in found] == [*names, "token-lengths"]
 
 
 def test_one_budget_is_no_curve(tmp_path: Path) -> None:

@@ -99,12 +99,13 @@ def save_adapter(
         shutil.rmtree(new, ignore_errors=True)
 
 
-def write_card(folder: Path, metrics: Mapping[str, object]) -> Path:
+def write_card(folder: Path, metrics: Mapping[str, object], card: Path | None = None) -> Path:
     """Write the model card of an adapter anew, from what was measured since; the adapter stays as it is.
 
     Args:
         folder: an adapter.
         metrics: measured results, as for :func:`save_adapter`.
+        card: the file to write; by default that of the adapter's folder.
 
     Raises:
         AdapterError: no adapter, or a description that is not valid.
@@ -112,7 +113,7 @@ def write_card(folder: Path, metrics: Mapping[str, object]) -> Path:
     """
     path = folder / DESCRIPTION
     description, config, space = read(path, _read_bytes(path))
-    card = folder / CARD
+    card = card or folder / CARD
     atomic_write(card, model_card(description.base_model.id, config, space, description.training, metrics))
     return card
 

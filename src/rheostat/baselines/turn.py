@@ -56,7 +56,12 @@ def turning_point(temperatures: Sequence[float], entropy_T: ArrayLike, aggregati
     if x_T.ndim != 1 or len(x_T) < 3 or x_T.shape != h_T.shape or not (np.diff(x_T) > 0).all():
         raise ConfigError("TURN: give at least three rising temperatures, and one entropy for each")
     if not (np.isfinite(h_T) & (h_T > 0)).all():
-        raise ConfigError("TURN: an entropy is not above 0: measure more prompts, or begin at a higher temperature")
+        at = int(np.argmin(np.isfinite(h_T) & (h_T > 0)))
+        raise ConfigError(
+            f"TURN: the mean entropy at T = {x_T[at]:g} is {h_T[at]:g}, and it needs one above 0 at every temperature; "
+            "where the model is certain of all its answers, give it other or more problems (--task, "
+            "--problems.validation), or leave turn out of --baselines"
+        )
     second_T = np.gradient(np.gradient(np.log(h_T), x_T), x_T)
     convex = np.flatnonzero(second_T[1:-1] > 0)
     at = int(convex[0]) + 1 if len(convex) else len(x_T) - 2

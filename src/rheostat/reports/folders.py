@@ -14,7 +14,7 @@ from rheostat.decoding.strategy import Strategy
 from rheostat.errors import StoreError
 from rheostat.files import disk_error
 from rheostat.reports import reading
-from rheostat.reports.reading import ADAPTER, PLAIN_ADAPTER, Results
+from rheostat.reports.reading import ADAPTER, NATURES, PLAIN_ADAPTER, Results
 from rheostat.rollouts.shards import DamagedShardError, read_table
 from rheostat.types import FinishReason
 
@@ -188,28 +188,24 @@ def _by_policy(table: Any) -> list[Mapping[str, Any]]:
 
 
 def histories(run: Run) -> dict[str, Mapping[str, Any]]:
-    """How the sequence-level adapters of a run came about, by what they are called."""
-    found = {}
+    """How the adapters of a run came about that left a ``training.json``, by what they are called."""
+    found: dict[str, Mapping[str, Any]] = {}
     for training in run.trainings:
         own = reading.mapping(training, "training")
         if reading.items(own, "history"):
-            found[str(training.get("kind") or ADAPTER)] = own
+            found[str(training.get("kind") or ADAPTER)] = {**own, "strategies": _space(run, "sequence")}
+        elif reading.items(training, "history"):  # as `train autodeco` leaves it
+            found[NATURES["autodeco"]] = {key: training.get(key) for key in ("history", "kept_epoch")}
     return found
 
 
-def training_results(run: Run) -> list[Results]:
-    """What is known of training at each level, in the form of results of which its figure can be drawn."""
-    found: list[Results] = []
-    if known := histories(run):
-        epochs = reading.items(next(iter(known.values())), "history")
-        budgets = sorted(int(k) for k in reading.mapping(epochs[0], "action_probability"))
-        shared = {"kind": "sequence", "strategies": _space(run, "sequence"), "budgets": budgets}
-        found.append({**shared, "training": known})
+def histories_so_far(run: Run) -> dict[str, Mapping[str, Any]]:
+    """The same of a run that was not judged, with the batches of its token level."""
+    found = histories(run)
     if run.batches:
         sizes = [len(line["actions"]) for line in run.batches if isinstance(line.get("actions"), list)]
         names = _space(run, "token") or [f"action {n}" for n in range(1, max(sizes, default=0) + 1)]
-        training = {"token-level adapter": {"history": run.batches}}
-        found.append({"kind": "token", "strategies": names, "training": training})
+        found[NATURES["token"]] = {"history": run.batches, "strategies": names}
     return found
 
 
@@ -222,19 +218,20 @@ def _space(run: Run, kind: str) -> list[str]:
 
 
 def adapters_of(run: Run) -> dict[Path, tuple[Results, str]]:
-    """The adapter folders inside a judged run, with the level that judged them and their name there."""
+    """The folders of the adapters that a run judged, inside it or where `evaluate` found them, with the level that
+    judged them and their name there. One that lies there no longer, or on the Hub, is left out."""
     if run.results is None:
         return {}
     token = reading.mapping(run.results, "token")
     found: dict[Path, tuple[Results, str]] = {}
     for results in (run.results, token):
-        judged = [str(row.get("policy")) for row in reading.items(results, "rows") if row.get("kind") == "adapter"]
-        for policy in dict.fromkeys(judged):
+        for policy in reading.learned(results):
             at_token = results is token
             names = {ADAPTER: "adapter", PLAIN_ADAPTER: "adapter-without-budget"}
             own = run.path / "token/adapter" if at_token else run.path / names.get(policy, policy)
-            given = Path(policy).resolve()  # `evaluate` calls adapters by their folders
-            folder = next((path for path in run.adapters if path == own or path.resolve() == given), None)
-            if folder is not None:
+            given = Path(policy)  # `evaluate` calls adapters by their folders
+            inside = (path for path in run.adapters if path == own or path.resolve() == given.resolve())
+            outside = given if (given / "adapter.json").is_file() else None
+            if (folder := next(inside, outside)) is not None:
                 found.setdefault(folder, (results, policy))
     return found

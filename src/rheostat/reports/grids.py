@@ -1,5 +1,6 @@
 """Tables of the page that sort: cells with what they say and what they are sorted by."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,53 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> Grid:
         )
     names = ["policy", "minus", "B", "points", "95 % interval", "p", "p, Holm", "p, sign test", "problems"]
     return Grid(names, out)
+
+
+_STYLES = {"cot": "with a chain of thought", "direct": "answer only"}
+
+
+def groups(results: Results, key: str, what: str) -> Grid:
+    """Per kind of problem, prompt style, level or subject (``key`` by_member, …): whom the page is about and BEST at
+    every k; below the first its paired difference to BEST."""
+    field, rows = key.removeprefix("by_"), reading.items(results, key)
+    gaps = [row for row in reading.items(results, "by_group") if row.get("group") == field]
+    first = next(iter(reading.subjects(results)), None)
+    subjects = reading.subjects(results) or [reading.SINGLE]
+    columns = reading.table(results).columns
+    names = list(dict.fromkeys(str(row.get(field)) for row in rows))
+    out = []
+    for name in sorted(names, key=_natural) if field in ("level", "subject") else names:
+        own = [row for row in rows if str(row.get(field)) == name]
+        sizes = " / ".join(sorted({count(row.get("n_problems")) for row in own}))
+        for policy in (*subjects, "BEST"):
+            found = [(k, reading.find(own, policy=policy, k=k)) for k in columns]
+            if not any(row for _, row in found):
+                continue
+            cells = []
+            for k, row in found:
+                cell = share_cell(row.get("estimate"), row.get("low"), row.get("high"))
+                gap = _gap(own, gaps, name, policy, k) if policy == first else ""
+                cells.append(Cell(cell.text, "\n".join(part for part in (cell.small, gap) if part), cell.value))
+            shown = _STYLES.get(name, name) if field == "style" else name
+            out.append([name_cell(f"{shown} · {policy}", f"{sizes} problems"), *cells])
+    return Grid([f"{what} · policy", *("mean" if k == "mean" else f"B = {k}" for k in columns)], out)
+
+
+def _gap(
+    own: Sequence[Mapping[str, Any]], gaps: Sequence[Mapping[str, Any]], name: str, policy: str, k: int | str
+) -> str:
+    """A policy minus BEST on the problems of a group, with its interval; earlier results have none."""
+    row = reading.find(gaps, value=name, policy=policy, k=k)
+    if row:
+        return f"{points(row.get('estimate'))}\n{points(row.get('low'))} to {points(row.get('high'))}"
+    ours, best = (number(reading.find(own, policy=one, k=k).get("estimate")) for one in (policy, "BEST"))
+    return points(ours - best) if ours is not None and best is not None else ""
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Numbers inside names by their size, before letters: level 2 before level 10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
 
 
 def _order(k: object) -> float:
@@ -126,6 +174,7 @@ def _rate(results: Results, row: Mapping[str, Any], kinds: Mapping[str, str]) ->
     policy = str(row.get("policy"))
     own = rates.get(f"{policy}, B = {row.get('k')}", rates.get(policy))
     applies = not reading.is_token(results) or kinds.get(policy, "best") in ("static", "best")
+    applies = applies or reading.learned(results).get(policy) == "sequence"
     return number(own if own is not None or not applies else rates.get("strategies on test"))
 
 

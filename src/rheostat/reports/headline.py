@@ -1,11 +1,11 @@
 """What was learned, in plain words: a claim is made only where the paired interval allows it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rheostat.reports import reading
-from rheostat.reports.reading import ADAPTER, SINGLE, Results, number, percent, points
+from rheostat.reports.reading import ADAPTER, OWN_NAMES, SINGLE, Results, number, percent, points
 
 _WORDS = {
     1: "one",
@@ -22,74 +22,192 @@ _WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """One policy against the best single strategy: the verdict (gain, none or worse), and it in a sentence."""
+
+    policy: str
+    verdict: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Headline:
-    """The verdict (gain, none, worse or unknown), its one-line title, the evidence, and what the policy does."""
+    """The verdict (gain, none, worse, several or unknown), its one-line title, the evidence, what the policy does, and
+    the judgement of each where several are judged."""
 
     verdict: str
     title: str
     evidence: str
     behaviour: str
+    judgements: tuple[Judgement, ...] = ()
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.title, self.evidence, self.behaviour) if part)
+        parts = (self.title, self.evidence, *(one.sentence for one in self.judgements), self.behaviour)
+        return " ".join(part for part in parts if part)
+
+    @property
+    def short(self) -> str:
+        """The verdict in a few words."""
+        if self.judgements:
+            return counted([one.verdict for one in self.judgements], "for")
+        return _SHORT[self.verdict]
+
+
+_SHORT = {"gain": "a gain", "none": "no gain", "worse": "worse", "unknown": "not compared"}
+
+
+def counted(verdicts: Sequence[str], word: str) -> str:
+    """How many gain, do not, and are worse: ``a gain for one, no gain for two``; ``word`` is "for" or "in"."""
+    found = {"gain": "a gain", "none": "no gain", "worse": "a loss"}
+    return ", ".join(f"{said} {word} {in_words(verdicts.count(v))}" for v, said in found.items() if v in verdicts)
 
 
 def headline(results: Results) -> Headline:
-    """Judge the adapter (that with budget, where there are several) against the best single strategy, over all budgets.
+    """Judge the adapter with budget against the best single strategy, over all budgets; where it is not there each
+    adapter, or where nothing was learned each baseline.
 
     A gain (or a loss) is claimed only if the 95 % interval of the paired difference excludes zero; an interval that
     touches zero does not.
     """
-    differences = reading.items(results, "differences")
-    row = reading.find(differences, policy=reading.judged(results), baseline=SINGLE, k="mean")
-    estimate, low, high = (number(row.get(name)) for name in ("estimate", "low", "high"))
-    if estimate is None or low is None or high is None:
-        title = "This run holds no complete comparison with the best single strategy."
-        return Headline("unknown", title, "", behaviour(results))
-    who = _subject(results)
-    digits = reading.digits_for((estimate, low, high))
-    size = points(abs(estimate), digits).lstrip("+")
-    if low > 0:
-        verdict, title = "gain", f"{who[0].upper()}{who[1:]} gains {size} points over the best single strategy."
-    elif high < 0:
-        verdict, title = "worse", f"{who[0].upper()}{who[1:]} is {size} points worse than the best single strategy."
-    else:
-        verdict, title = "none", f"No gain: {who} cannot be told apart from the best single strategy."
-    return Headline(verdict, title, _evidence(results, row, digits, verdict), behaviour(results))
+    judged = reading.judged(results)
+    policies = [judged] if judged == ADAPTER else reading.subjects(results)
+    found = [(policy, row) for policy in policies if (row := _difference(results, policy))]
+    if not found:
+        return Headline("unknown", *_content(results), behaviour(results))
+    judgements = [_judge(results, policy, row, is_alone=len(found) == 1) for policy, row in found]
+    if len(found) == 1:
+        (policy, row), (alone,) = found[0], judgements
+        return Headline(alone.verdict, alone.sentence, _evidence(results, policy, row), behaviour(results))
+    title = _title(results, [one.verdict for one in judgements])
+    return Headline("several", title, _shared_evidence(results, found[0][1]), "", tuple(judgements))
 
 
-def _subject(results: Results) -> str:
-    """The adapter as a sentence names it; one that is named by its folder is called so."""
-    policy = reading.judged(results)
-    if policy != ADAPTER:
-        return reading.the(policy)
-    return "the token-level adapter" if reading.is_token(results) else "the adapter"
+_NUMBERS = ("estimate", "low", "high")
 
 
-def _evidence(results: Results, row: Mapping[str, Any], digits: int, verdict: str) -> str:
-    """Both levels, the paired difference with its interval, and over what it was taken."""
-    rows = reading.items(results, "rows")
-    single = reading.single_strategy(results)
-    ours = number(reading.find(rows, policy=reading.judged(results), k="mean").get("estimate"))
-    theirs = number(reading.find(rows, policy=single, k="mean").get("estimate"))
+def _difference(results: Results, policy: str) -> Mapping[str, Any]:
+    """A policy minus the best single strategy, mean over the budgets; empty where a number is missing."""
+    row = reading.find(reading.items(results, "differences"), policy=policy, baseline=SINGLE, k="mean")
+    return row if all(number(row.get(name)) is not None for name in _NUMBERS) else {}
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    return "gain" if row["low"] > 0 else "worse" if row["high"] < 0 else "none"
+
+
+def _digits(row: Mapping[str, Any]) -> int:
+    return reading.digits_for(row[name] for name in _NUMBERS)
+
+
+def _judge(results: Results, policy: str, row: Mapping[str, Any], is_alone: bool) -> Judgement:
+    """What can be claimed of a policy; beside others with its interval."""
+    verdict, digits = _verdict(row), _digits(row)
+    size = points(abs(row["estimate"]), digits).lstrip("+")
+    is_plural = reading.learned(results).get(policy) == "autodeco"
+    who, start = _subject(results, policy, "the"), _subject(results, policy, "The")
+    said = {
+        "gain": f"{start} {'gain' if is_plural else 'gains'} {size} points over the best single strategy",
+        "worse": f"{start} {'are' if is_plural else 'is'} {size} points worse than the best single strategy",
+        "none": f"No gain: {who} cannot be told apart from the best single strategy",
+    }[verdict]
+    if is_alone:
+        return Judgement(policy, verdict, f"{said}.")
+    ours, (estimate, *ends) = _solved(results, policy), (points(row[name], digits) for name in _NUMBERS)
+    solved = [] if ours is None else [f"{percent(ours)} % solved"]
+    difference = [f"paired difference {estimate} points"] if verdict == "none" else []
+    numbers = ", ".join([*solved, *difference, f"95 % interval {ends[0]} to {ends[1]}"])
+    return Judgement(policy, verdict, f"{said} ({numbers}).")
+
+
+def _subject(results: Results, policy: str, article: str) -> str:
+    """A policy as a sentence names it: what it is, and where that is not its name its name, letter for letter."""
+    if policy == ADAPTER:
+        return f"{article} token-level adapter" if reading.is_token(results) else f"{article} adapter"
+    if policy in OWN_NAMES:
+        return f"{article} {policy}"
+    what = reading.what(results, policy)
+    return f"{article} {what} {policy}" if what else policy
+
+
+def _title(results: Results, verdicts: Sequence[str]) -> str:
+    """How many of several gain."""
+    natures = set(reading.learned(results).values())
+    who = "learned policies" if "autodeco" in natures else "adapters" if natures else "baselines"
+    n = len(verdicts)
+    everyone = f"Both {who}" if n == 2 else f"All {in_words(n)} {who}"
+    if set(verdicts) == {"gain"}:
+        return f"{everyone} gain over the best single strategy."
+    if set(verdicts) == {"worse"}:
+        return f"{everyone} are worse than the best single strategy."
+    if set(verdicts) == {"none"}:
+        none = "neither of the" if n == 2 else "none of the"
+        return f"No gain: {none} {in_words(n)} {who} can be told apart from the best single strategy."
+    said = {
+        "gain": ("gains over", "gain over"),
+        "none": ("cannot be told apart from", "cannot be told apart from"),
+        "worse": ("is worse than", "are worse than"),
+    }
+    found = [(verdicts.count(v), words) for v, words in said.items() if v in verdicts]
+    parts = [f"{in_words(many)} {words[many > 1]}" for many, words in found]
+    parts = [f"{part} {'it' if place else 'the best single strategy'}" for place, part in enumerate(parts)]
+    return f"Of {in_words(n)} {who}, {_join(parts)}."
+
+
+def _content(results: Results) -> tuple[str, str]:
+    """Title and evidence of a page on which nothing can be compared."""
+    lines = reading.table(results).lines
+    statics = [line for line in lines if line.kind == "static"]
+    if not statics or reading.subjects(results):
+        return "This run holds no complete comparison with the best single strategy.", ""
+    strategies = f"{in_words(len(statics))} {'strategies' if len(statics) > 1 else 'strategy'}"
+    title = f"No adapter was judged: {strategies} on {statics[0].n_problems} test problems."
+    row = reading.find(reading.items(results, "rows"), policy=reading.single_strategy(results), k="mean")
+    return title, _shared_evidence(results, row) if row else ""
+
+
+def _where(results: Results, row: Mapping[str, Any]) -> str:
+    """Over what a difference was taken."""
     budgets = reading.budgets(results)
     over = f"averaged over budgets of {_join([str(budget) for budget in budgets])} samples" if budgets else ""
     over = f"with {_samples(budgets[0])} each" if len(budgets) == 1 else over
     problems = f"on {reading.count(row.get('n_problems'))} test problems"
-    where = ", ".join(part for part in (over, problems) if part)
+    return ", ".join(part for part in (over, problems) if part)
+
+
+def _solved(results: Results, policy: str | None) -> float | None:
+    """The share of problems that a policy solves, mean over the budgets."""
+    return number(reading.find(reading.items(results, "rows"), policy=policy, k="mean").get("estimate"))
+
+
+def _evidence(results: Results, policy: str, row: Mapping[str, Any]) -> str:
+    """Both levels, the paired difference with its interval, and over what it was taken."""
+    single = reading.single_strategy(results)
+    ours, theirs = _solved(results, policy), _solved(results, single)
+    where, digits = _where(results, row), _digits(row)
     if ours is None or theirs is None:
         start = f"Measured {where}"
     else:
         start = f"It solves {percent(ours)} % of problems, {single} alone {percent(theirs)} %, {where}"
     interval = f"95 % interval {points(row.get('low'), digits)} to {points(row.get('high'), digits)}"
-    zero = ", which includes zero" if verdict == "none" else ""
+    zero = ", which includes zero" if _verdict(row) == "none" else ""
     return f"{start}; the paired difference is {points(row.get('estimate'), digits)} points ({interval}{zero})."
 
 
+def _shared_evidence(results: Results, row: Mapping[str, Any]) -> str:
+    """What all judgements rest on."""
+    single = reading.single_strategy(results)
+    theirs, where = _solved(results, single), _where(results, row)
+    if theirs is None:
+        return f"Measured {where}."
+    return f"The best single strategy, {single}, solves {percent(theirs)} % of problems, {where}."
+
+
 def mean_choices(results: Results) -> dict[int, list[float]]:
-    """The policy's mean probabilities per budget over the test problems, each member weighted by its problems."""
+    """The mean probabilities of the sequence-level adapter whose choices are known, per budget over the test problems,
+    each member weighted by its problems."""
     size = len(reading.strategies(results))
-    members = [row for row in reading.items(results, "by_member") if row.get("policy") == reading.judged(results)]
+    chooser = reading.chooser(results) or reading.judged(results)
+    members = [row for row in reading.items(results, "by_member") if row.get("policy") == chooser]
     sums: dict[int, list[float]] = {}
     for choice in reading.items(results, "choices"):
         shares = reading.probabilities(choice.get("probability"), size)
@@ -106,7 +224,7 @@ def mean_choices(results: Results) -> dict[int, list[float]]:
 
 def behaviour(results: Results) -> str:
     """What the policy does with the smallest and with the largest budget; empty where no choices are recorded."""
-    if reading.is_token(results):
+    if "token" in reading.levels(results):
         return _at_tokens(results)
     names = reading.strategies(results)
     means = mean_choices(results)

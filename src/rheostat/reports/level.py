@@ -2,31 +2,32 @@
 token). Both have the same keys; each has a few of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rheostat.reports import facts, grids, reading
-from rheostat.reports.figures import forest, lines, token, training
+from rheostat.reports import adapters, facts, grids, reading
+from rheostat.reports.figures import forest, lines, token
 from rheostat.reports.figures.svg import Drawing
 from rheostat.reports.grids import Grid
 from rheostat.reports.headline import Headline, headline
 from rheostat.reports.reading import Results, count, number, percent, points
 from rheostat.reports.trace import view
+from rheostat.reports.trainings import Shaped, trainings
 
 ORDERS = {"vllm": "temperature, min-p, top-k, top-p", "transformers": "temperature, top-k, top-p, min-p"}
-_GROUPS = {  # key of the results: (field of a row, what one of them is called, heading)
-    "by_style": ("style", "prompt style", "With and without a chain of thought"),
-    "by_member": ("member", "kind of problem", "The adapter and BEST, by kind of problem"),
-    "by_level": ("level", "level", "The adapter and BEST, by level of difficulty"),
-    "by_subject": ("subject", "subject", "The adapter and BEST, by subject"),
+_GROUPS = {  # key of the results: (what one of them is called, heading)
+    "by_style": ("prompt style", "With and without a chain of thought"),
+    "by_member": ("kind of problem", "{subject} and BEST, by kind of problem"),
+    "by_level": ("level", "{subject} and BEST, by level of difficulty"),
+    "by_subject": ("subject", "{subject} and BEST, by subject"),
 }
-_STYLES = {"cot": "with a chain of thought", "direct": "answer only"}
+_FIGURES = {"sequence": "", "token": "token-", "autodeco": "autodeco-"}  # what names of figures begin with
 _HEADINGS = {
     "compared": "What was compared",
     "curve": "Accuracy against parallel budget",
-    "forest": "The adapter minus its rivals, problem by problem",
+    "forest": "{subject} minus its rivals, problem by problem",
     "table": "Every policy, every budget",
     "majority": "The most frequent answer",
     "within": "Accuracy against token budget",
@@ -34,7 +35,7 @@ _HEADINGS = {
     "tuned": "How the baselines were tuned",
     "training": "How the policy took shape",
     "choices": "What it chooses, by kind of problem",
-    **{key: heading for key, (_, _, heading) in _GROUPS.items()},
+    **{key: heading for key, (_, heading) in _GROUPS.items()},
     "entropy": "Where it acts: entropy and position",
     "frequent": "Which tokens it draws with which action",
     "lengths": "How long the answers are",
@@ -47,11 +48,17 @@ class Level:
     """One level as the template takes it; what the results lack is None or empty. ``prefix`` begins its ids."""
 
     prefix: str
+    levels: list[str]
     is_token: bool
     headline: Headline
     model: str
     task: str
     who: str
+    subject: str
+    chooser: str
+    adapters: list[tuple[list[str], str]]
+    natures: list[str]
+    actions: int
     policies: tuple[str, ...]
     baselines: list[str]
     has_oracle: bool
@@ -74,9 +81,9 @@ class Level:
     areas: Grid
     costs: grids.Costs
     tuned: Grid
-    training: list[dict[str, Any]]
+    training: list[Shaped]
     choices: list[dict[str, Any]]
-    groups: dict[str, list[dict[str, Any]]]
+    groups: dict[str, Grid]
     entropy: Drawing | None
     entropy_table: list[tuple[str, list[str]]]
     entropy_columns: list[str]
@@ -91,7 +98,7 @@ class Level:
     @property
     def headings(self) -> dict[str, str]:
         """Of the sections that have something to show, in their order."""
-        own = dict(_HEADINGS)
+        own = {key: heading.format(subject=self.subject) for key, heading in _HEADINGS.items()}
         if len(self.traces) != 2:
             own["traces"] = "Answers, token by token" if len(self.traces) > 1 else "An answer, token by token"
         shown = {key: bool(self.groups.get(key)) if key in _GROUPS else bool(getattr(self, key)) for key in own}
@@ -102,12 +109,24 @@ class Level:
     def drawings(self) -> list[Drawing]:
         """All figures, in the order of the page."""
         first, last = (self.curve, self.forest, self.within), (self.entropy, self.frequent, self.lengths)
-        found = [*first, *(part["figure"] for part in self.training), *last]
+        found = [*first, *(part.figure for part in self.training), *last]
         return [drawing for drawing in found if drawing is not None]
 
     def what(self, key: str) -> str:
         """What one group of ``by_member``, ``by_style``, … is called."""
-        return _GROUPS[key][1]
+        return _GROUPS[key][0]
+
+    @property
+    def title(self) -> str:
+        """The level, or both."""
+        named = {"sequence": "Sequence level", "token": "Token level"}
+        return "Both levels" if len(self.levels) > 1 else named[self.levels[0]] if self.levels else "Contents"
+
+    @property
+    def chooses(self) -> str:
+        """How often a strategy is chosen."""
+        often = {"sequence": "one strategy for each answer", "token": "one strategy at every token"}
+        return ", or ".join(often[level] for level in self.levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +139,37 @@ class Majority:
 
 def level(results: Results, prefix: str = "") -> Level:
     """One level of the results of a run; its ids begin with ``prefix``."""
-    is_token = reading.is_token(results)
-    prefix = prefix + ("token-" if is_token else "")
+    is_token, found = reading.is_token(results), reading.learned(results)
+    levels = reading.levels(results)
+    base, prefix = prefix, prefix + ("token-" if is_token and "sequence" not in levels else "")
     names, actions = reading.strategies(results), reading.actions(results)
     table = reading.table(results)
 
     legend, action_legend = ([own[index] for index in reading.by_randomness(own)] for own in (names, actions))
 
-    def draw(what: Any, name: str, strategies: Sequence[str] = legend) -> Drawing | None:
-        return Drawing.of(lambda width, name: what(results, width, name), prefix + name, strategies)
+    def draw(what: Any, name: str) -> Drawing | None:
+        return Drawing.of(lambda width, name: what(results, width, name), prefix + name, legend)
+
+    def draw_tokens(what: Any, name: str) -> Drawing | None:
+        return Drawing.of(lambda width, name: what(results, width, name), f"{base}token-{name}", action_legend)
 
     columns, rows = _entropy_table(results)
-    frequent = draw(token.frequent, "frequent-tokens", action_legend) if is_token else None
+    frequent = draw_tokens(token.frequent, "frequent-tokens") if is_token else None
     return Level(
         prefix=prefix,
+        levels=levels,
         is_token=is_token,
         headline=headline(results),
         model=str(reading.mapping(results, "model").get("model") or "the model"),
         task=str(results.get("task") or "the task"),
         who=reading.the(reading.judged(results)),
+        subject=adapters.subject(results),
+        chooser=reading.the(reading.chooser(results) or reading.judged(results)),
+        adapters=adapters.adapters(results),
+        natures=list(dict.fromkeys(found.values())),
+        actions=adapters.number_of_actions(results),
         policies=tuple(line.policy for line in table.lines),
-        baselines=[line.policy for line in table.lines if line.kind == "baseline"],
+        baselines=[line.policy for line in table.lines if line.kind == "baseline" and line.policy not in found],
         has_oracle=any(line.kind == "oracle" for line in table.lines),
         budgets=reading.budgets(results),
         order_words=ORDERS.get(str(results.get("order")), str(results.get("order"))),
@@ -161,16 +190,16 @@ def level(results: Results, prefix: str = "") -> Level:
         areas=grids.areas(results),
         costs=grids.costs(results),
         tuned=grids.tuned(results),
-        training=list(_training(results, prefix, action_legend if is_token else legend)),
+        training=list(trainings(results, lambda nature, n: f"{base}{_FIGURES[nature]}training-{n}")),
         choices=_choices(results),
-        groups={key: _groups(results, key) for key in _GROUPS},
-        entropy=draw(token.entropy, "entropy", action_legend) if is_token else None,
+        groups={key: grids.groups(results, key, what) for key, (what, _) in _GROUPS.items()},
+        entropy=draw_tokens(token.entropy, "entropy") if is_token else None,
         entropy_table=rows,
         entropy_columns=columns,
         grid=_grid(results),
         frequent=frequent,
         no_frequent=_no_frequent(results) if frequent is None else "",
-        lengths=draw(token.lengths, "lengths") if is_token else None,
+        lengths=draw_tokens(token.lengths, "lengths") if is_token else None,
         traces=[view(trace) for trace in reading.items(results, "traces")],
         measured=facts.measured(results),
         seconds=facts.seconds(results),
@@ -191,13 +220,17 @@ def _majority(results: Results) -> Majority | None:
     found = reading.mapping(results, "majority")
     if not found:
         return None
-    shared = {"budgets": results.get("budgets"), "rows": found.get("rows"), "differences": found.get("differences")}
+    shared = {key: results.get(key) for key in ("kind", "budgets", "adapters", "lengths")}
+    shared |= {key: found.get(key) for key in ("rows", "differences")}
     table = reading.table(shared)
     return Majority(table, grids.differences(reading.items(shared, "differences"))) if table.lines else None
 
 
 def _key_numbers(results: Results) -> list[tuple[str, str, str]]:
-    """Number, unit and meaning of the two levels and their difference."""
+    """Number, unit and meaning of the two levels and their difference; none where several are judged."""
+    if headline(results).judgements:
+        return []
+    who = "the adapter" if reading.learned(results) else reading.judged(results)
     rows = reading.items(results, "rows")
     single = reading.single_strategy(results)
     ours = number(reading.find(rows, policy=reading.judged(results), k="mean").get("estimate"))
@@ -211,28 +244,10 @@ def _key_numbers(results: Results) -> list[tuple[str, str, str]]:
     digits = reading.digits_for(bounds)
     difference, low, high = (points(value, digits) for value in bounds)
     return [
-        (percent(ours), "%", "solved by the adapter, mean over the budgets"),
+        (percent(ours), "%", f"solved by {who}, mean over the budgets"),
         (percent(theirs), "%", f"solved by {single}, the best single strategy"),
         (difference, "points", f"paired difference, 95 % interval {low} to {high}"),
     ]
-
-
-def _training(results: Results, prefix: str, legend: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The figures of the adapters, with what their captions say."""
-    is_token = reading.is_token(results)
-    draw = training.token_training if is_token else training.sequence_training
-    for index, (policy, run) in enumerate(reading.mapping(results, "training").items(), start=1):
-        name = f"{prefix}training-{index}"
-        drawn = Drawing.of(lambda width, name: draw(results, policy, width, name), name, legend)  # noqa: B023 called at once
-        if drawn and isinstance(run, Mapping):
-            kept = number(run.get("kept_step" if is_token else "kept_epoch"))
-            estimator = str(run.get("estimator") or "").replace("_", " ")
-            yield {
-                "policy": policy,
-                "figure": drawn,
-                "kept": None if kept is None else int(kept),
-                "estimator": estimator,
-            }
 
 
 def _choices(results: Results) -> list[dict[str, Any]]:
@@ -255,25 +270,6 @@ def _choices(results: Results) -> list[dict[str, Any]]:
         }
         members.setdefault(str(choice.get("member")), []).append(bar)
     return [{"member": member, "bars": bars} for member, bars in members.items()]
-
-
-def _groups(results: Results, key: str) -> list[dict[str, Any]]:
-    """Per kind of problem, prompt style, level or subject, the adapter and BEST at every k."""
-    field, rows = _GROUPS[key][0], reading.items(results, key)
-    columns = reading.table(results).columns
-    out = []
-    for group in dict.fromkeys(str(row.get(field)) for row in rows):
-        own = [row for row in rows if str(row.get(field)) == group]
-        cells = []
-        for k in columns:
-            ours, best = reading.find(own, policy=reading.judged(results), k=k), reading.find(own, policy="BEST", k=k)
-            a, b = number(ours.get("estimate")), number(best.get("estimate"))
-            gap = None if a is None or b is None else a - b
-            cells.append({"ours": ours, "best": best, "gap": gap})
-        sizes = {count(row.get("n_problems")) for row in own}
-        name = _STYLES.get(group, group) if field == "style" else group
-        out.append({"name": name, "cells": cells, "n": " / ".join(sorted(sizes))})
-    return out
 
 
 def _entropy_table(results: Results) -> tuple[list[str], list[tuple[str, list[str]]]]:

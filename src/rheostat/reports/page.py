@@ -10,7 +10,7 @@ from rheostat.reports import facts, grids, partial, reading, selection, template
 from rheostat.reports.figures.svg import Drawing
 from rheostat.reports.folders import FORMAT, Run, Stored, histories
 from rheostat.reports.grids import Grid
-from rheostat.reports.headline import headline, in_words
+from rheostat.reports.headline import counted, headline, in_words
 from rheostat.reports.level import Level, level
 from rheostat.reports.reading import Results
 
@@ -193,11 +193,9 @@ def _overview(runs: Sequence[Run]) -> Overview:
         (name, together.side_by_side({path: one for path, one in found.items() if one.get("differences")}))
         for name, found in levels
     ]
-    gains = [headline(one).verdict for one in judged.values() if reading.items(one, "differences")]
-    counted = [
-        (gains.count(verdict), word) for verdict, word in (("gain", "a gain"), ("none", "no gain"), ("worse", "a loss"))
-    ]
-    evidence = ", ".join(f"{word} in {in_words(n)}" for n, word in counted if n)
+    found = [headline(one) for one in judged.values() if reading.items(one, "differences")]
+    verdicts = [own.verdict for one in found for own in one.judgements or [one]]
+    evidence = counted(verdicts, "in")
     said = f"Over the best single strategy: {evidence}. " if evidence else ""
     said += "Every run stands for itself: intervals are those of its problems, and runs are never added up."
     different = [] if is_repeated else together.differing(runs)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rheostat.reports.facts import Facts, flat, plain
-from rheostat.reports.figures import training
 from rheostat.reports.figures.svg import Drawing
-from rheostat.reports.folders import Run, training_results
-from rheostat.reports.reading import by_randomness, count, number, percent
+from rheostat.reports.folders import Run, histories_so_far
+from rheostat.reports.reading import NATURES, count, number, percent
+from rheostat.reports.trainings import Shaped, trainings
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +18,12 @@ class Partial:
     title: str
     missing: list[str]
     facts: Facts
-    training: list[dict[str, Any]]
+    training: list[Shaped]
     batches: list[tuple[int, str]]
 
     @property
     def drawings(self) -> list[Drawing]:
-        return [part["figure"] for part in self.training]
+        return [part.figure for part in self.training]
 
 
 def view(run: Run, prefix: str) -> Partial:
@@ -43,7 +42,9 @@ def view(run: Run, prefix: str) -> Partial:
         title=title,
         missing=missing,
         facts=_facts(run),
-        training=_training(run, prefix),
+        training=list(
+            trainings({"training": histories_so_far(run)}, lambda nature, n: f"{prefix}{nature}-training-{n}")
+        ),
         batches=_batches(run),
     )
 
@@ -67,27 +68,10 @@ def _facts(run: Run) -> Facts:
         )
     for path, description in run.adapters.items():
         seen = f", for B = {', '.join(map(str, description.budgets))}" if description.budgets else ""
-        found.append((f"{path.relative_to(run.path)}/", f"an adapter of the {description.kind} level{seen}"))
+        found.append((f"{path.relative_to(run.path)}/", f"{NATURES[description.kind]}{seen}"))
     told = run.trainings[0] if len(run.trainings) == 1 else {}
     summary = {k: v for k, v in told.items() if k not in ("training", "history", "config", "adapter")}
     found += [(name.replace("_", " "), plain(value)) for name, value in flat(summary)]
-    return found
-
-
-def _training(run: Run, prefix: str) -> list[dict[str, Any]]:
-    """The figures of training so far, each with its legend."""
-    found: list[dict[str, Any]] = []
-    for results in training_results(run):
-        draw = training.token_training if results["kind"] == "token" else training.sequence_training
-        names = results["strategies"]
-        for policy in results["training"]:
-            name = f"{prefix}{results['kind']}-training-{len(found) + 1}"
-            legend = [names[index] for index in by_randomness(names)]
-            drawing = Drawing.of(lambda width, name: draw(results, policy, width, name), name, legend)  # noqa: B023
-            if drawing is not None:
-                found.append(
-                    {"policy": policy, "figure": drawing, "legend": legend, "is_token": results["kind"] == "token"}
-                )
     return found
 
 

@@ -12,8 +12,17 @@ Results = Mapping[str, Any]
 
 ADAPTER = "adapter with budget"
 PLAIN_ADAPTER = "adapter without budget"
+BOTH_LEVELS = "adapter of both levels"
+OWN_NAMES = (ADAPTER, PLAIN_ADAPTER, BOTH_LEVELS, "entropy-only adapter")  # what training calls its adapters
 SINGLE = "best single strategy"
 MISSING = "–"
+
+NATURES = {  # of what is learned, as `judge` names them
+    "sequence": "sequence-level adapter",
+    "token": "token-level adapter",
+    "both": BOTH_LEVELS,
+    "autodeco": "AutoDeco heads",
+}
 
 
 def number(value: object) -> float | None:
@@ -122,21 +131,70 @@ def counts(value: object) -> list[float]:
 
 
 def is_token(results: Results) -> bool:
-    """Whether the results are those of the token level."""
+    """Whether something of the results chooses at every token, as MIXED then does."""
     return results.get("kind") == "token"
 
 
+def learned(results: Results) -> dict[str, str]:
+    """Every adapter that was judged, AutoDeco's heads among them, with its nature: a key of ``NATURES``.
+
+    Earlier results do not say it: there, only what chooses at every token has lengths of its own, and baselines that
+    are named by a folder are AutoDeco's.
+    """
+    told, at_tokens = mapping(results, "adapters"), mapping(results, "lengths")
+    found: dict[str, str] = {}
+    for row in items(results, "rows"):
+        name, kind = str(row.get("policy")), row.get("kind")
+        nature = mapping(told, name).get("kind")
+        if nature in NATURES:
+            found[name] = nature
+        elif kind == "adapter" and name == BOTH_LEVELS:
+            found[name] = "both"
+        elif kind == "adapter":
+            found[name] = "token" if is_token(results) and (not at_tokens or name in at_tokens) else "sequence"
+        elif kind == "baseline" and "/" in name:
+            found[name] = "autodeco"
+    return found
+
+
+def levels(results: Results) -> list[str]:
+    """The levels of what was learned, ``sequence`` before ``token``; empty where nothing was."""
+    natures = set(learned(results).values())
+    return ["sequence"] * ("sequence" in natures) + ["token"] * bool(natures - {"sequence"})
+
+
+def subjects(results: Results) -> list[str]:
+    """Whom a page is about: what was learned, the adapter of the headline first; where nothing was, the baselines."""
+    names = list(learned(results)) or [
+        str(row.get("policy")) for row in items(results, "rows") if row.get("kind") == "baseline"
+    ]
+    names = list(dict.fromkeys(names or [str(row.get("policy")) for row in items(results, "differences")]))
+    return sorted(names, key=lambda name: name != ADAPTER)
+
+
 def judged(results: Results) -> str:
-    """The adapter that the headline is about: the one with budget, or the first where that one was not judged; without
-    adapters the first baseline."""
-    names = [str(row.get("policy")) for row in items(results, "rows") if row.get("kind") == "adapter"]
-    names += [str(row.get("policy")) for row in items(results, "differences")]
-    return ADAPTER if ADAPTER in names or not names else names[0]
+    """The first of whom the page is about: the adapter with budget, where it was judged."""
+    return next(iter(subjects(results)), ADAPTER)
+
+
+def chooser(results: Results) -> str | None:
+    """The sequence-level adapter whose choices the results hold: the first."""
+    return next((name for name, nature in learned(results).items() if nature == "sequence"), None)
 
 
 def the(policy: str) -> str:
     """A policy inside a sentence: ``the adapter without budget``, and ``TURN`` or ``runs/mine/adapter`` as they are."""
-    return policy if "/" in policy or "adapter" not in policy else f"the {policy}"
+    return f"the {policy}" if policy in OWN_NAMES else policy
+
+
+def what(results: Results, policy: str) -> str:
+    """What a learned policy is, where its name does not say so: ``token-level adapter``, ``AutoDeco heads``."""
+    return "" if policy in OWN_NAMES else NATURES.get(learned(results).get(policy, ""), "")
+
+
+def titled(policy: str) -> str:
+    """A policy as a heading: training's own names with a capital; no letter of another name is changed."""
+    return policy[0].upper() + policy[1:] if policy in OWN_NAMES else policy
 
 
 def find(rows: Iterable[Mapping[str, Any]], **fields: object) -> Mapping[str, Any]:
@@ -175,10 +233,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One policy of the table, with one cell per column."""
+    """One policy of the table, with one cell per column; ``what`` says of a learned one what its name does not."""
 
     policy: str
     kind: str
+    what: str
     single: bool  # this static strategy is the best single one
     cells: tuple[Cell, ...]
     n_problems: str
@@ -225,8 +284,8 @@ def table(results: Results) -> Table:
             )
             for k, row in found
         )
-        line = Line(name, kinds[name], name == single, cells, _distinct(own, "n_problems"), _distinct(own, "n_samples"))
-        lines.append(line)
+        sizes = _distinct(own, "n_problems"), _distinct(own, "n_samples")
+        lines.append(Line(name, kinds[name], what(results, name), name == single, cells, *sizes))
     return Table(tuple(columns), tuple(lines))
 
 

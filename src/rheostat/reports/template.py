@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from rheostat.reports.figures import svg
 from rheostat.reports.headline import in_words
-from rheostat.reports.reading import count, interval, percent, points
+from rheostat.reports.reading import count, interval, percent, points, titled
 
 
 def render(template: str, **values: object) -> str:
@@ -20,7 +20,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, points=points, count=count, interval=interval, in_words=in_words)
-    environment.filters.update(tight=_tight, breakable=_breakable)
+    environment.filters.update(tight=_tight, breakable=_breakable, titled=titled)
     return environment.get_template(template).render(theme=svg.THEME, **values)
 
 

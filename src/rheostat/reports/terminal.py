@@ -23,7 +23,7 @@ def summary_table(results: Results) -> Table:
     """
     content = reading.table(results)
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", caption_justify="left")
-    level = "Token level: p" if reading.is_token(results) else "P"
+    level = "Token level: p" if reading.levels(results) == ["token"] else "P"
     out.title = f"{level}roblems solved with B samples, in %, and the 95 % interval"
     out.caption = "bold: best of its column   *: the best single strategy on validation"
     out.add_column("policy", max_width=_NAME_WIDTH, overflow="fold")
@@ -37,6 +37,7 @@ def summary_table(results: Results) -> Table:
         section = group
         name = escape(line.policy) + (" *" if line.single else "")
         name = f"[bold]{name}[/bold]" if line.kind == "adapter" else name
+        name += f"\n[dim]{line.what}[/dim]" if line.what else ""
         name += "\n[dim]unreachable (hindsight)[/dim]" if line.kind == "oracle" else ""
         out.add_row(name, *map(_cell, line.cells))
     return out

@@ -8,15 +8,21 @@ from rheostat.errors import ConfigError
 from rheostat.reports import facts, reading
 from rheostat.reports.folders import Run
 from rheostat.reports.grids import Cell, Grid, name_cell, share_cell
-from rheostat.reports.reading import SINGLE, Results, number, p_value, points
+from rheostat.reports.reading import ADAPTER, SINGLE, Results, number, p_value, points
 
 
 def require_alike(runs: Sequence[Run]) -> None:
-    """Runs on one page have one model, task, order of transforms, kind and set of test problems.
+    """Runs on one page have one model, task, order of transforms, kind, set of test problems, and set of the validation
+    problems that chose BEST; and no folder is given twice.
 
     Raises:
         ConfigError: two do not; names both values.
     """
+    known: dict[Path, Path] = {}
+    for run in runs:
+        if (before := known.get(run.path.resolve())) is not None:
+            raise ConfigError(f"{before} and {run.path} are the same folder; name each run once")
+        known[run.path.resolve()] = run.path
     first = _identity(runs[0])
     for run in runs[1:]:
         for name, value in _identity(run).items():
@@ -48,24 +54,27 @@ def _level(results: Results) -> dict[str, tuple[str, str]]:
         "the task": (str(results.get("task")), ""),
         "the order of transforms": (str(results.get("order")), ""),
     }
-    split = "validation" if results.get("kind") == "selection" else "test"
-    found[f"the {split} problems"] = _problems(results, split)
-    return found
+    splits = {"selection": ["validation"], "policies": ["test"]}.get(str(results.get("kind")), ["validation", "test"])
+    problems = {f"the {split} problems": _problems(results, split) for split in splits}
+    return found | {name: value for name, value in problems.items() if value is not None}
 
 
 def _model(name: object, fingerprint: object) -> tuple[str, str]:
     return f"{name} ({str(fingerprint)[:8]})", str(fingerprint)
 
 
-def _problems(results: Results, split: str) -> tuple[str, str]:
-    """The problems of a split: their number and hash; of earlier results what the configuration says of them."""
+def _problems(results: Results, split: str) -> tuple[str, str] | None:
+    """The problems of a split: their number and hash; of earlier results what the configuration says of them. None
+    where nothing is known."""
     own = reading.mapping(reading.mapping(results, "splits"), split)
     if own:
         return f"{own.get('n')} (hash {str(own.get('hash'))[:8]})", str(own.get("hash"))
     config = reading.mapping(results, "config")
     sizes = config.get("problems")
     size = sizes.get(split) if isinstance(sizes, Mapping) else config.get("limit", sizes)
-    start = config.get("test_from") or 0
+    if size is None and split == "validation":
+        return None
+    start = (config.get("test_from") or 0) if split == "test" else 0
     return f"{size} from number {start}", ""
 
 
@@ -85,28 +94,28 @@ def _settings(results: Results) -> dict[str, Any]:
 
 def differ_in_seed_only(runs: Sequence[Run]) -> bool:
     """Whether the runs are repetitions."""
-    return all(run.results is not None for run in runs) and set(differing(runs)) <= {"seed", "token.seed"}
+    names = set(differing(runs))
+    return all(run.results is not None for run in runs) and bool(names) and names <= {"seed", "token.seed"}
 
 
 def side_by_side(results: Mapping[Path, Results]) -> Grid:
-    """The main numbers of each run on a line of its own; never one number of several runs."""
+    """The main numbers of each run, and of each adapter where it judged several, on a line of its own; never one number
+    of several."""
     out = []
     for path, one in results.items():
         judged, single = reading.judged(one), reading.single_strategy(one)
         rows, gaps = reading.items(one, "rows"), reading.items(one, "differences")
-        ours, theirs = (reading.find(rows, policy=name, k="mean") for name in (judged, single))
-        line = [
-            name_cell(facts.seed(one), str(path)),
-            _with_name(ours, judged),
-            _with_name(theirs, str(single)),
-        ]
-        for rival in (SINGLE, "BEST"):
-            gap = reading.find(gaps, policy=judged, baseline=rival, k="mean")
-            low, high = points(gap.get("low")), points(gap.get("high"))
-            line.append(Cell(points(gap.get("estimate")), f"{low} to {high}", number(gap.get("estimate"))))
-            line.append(Cell(p_value(gap.get("p_holm")), value=number(gap.get("p_holm"))))
-        out.append(line)
-    return Grid(["seed", "adapter, %", "best single, %", "difference", "p (Holm)", "minus BEST", "p (Holm)"], out)
+        theirs = reading.find(rows, policy=single, k="mean")
+        for policy in [judged] if judged == ADAPTER else reading.subjects(one):
+            line = [name_cell(facts.seed(one), str(path))]
+            line += [_with_name(reading.find(rows, policy=policy, k="mean"), policy), _with_name(theirs, str(single))]
+            for rival in (SINGLE, "BEST"):
+                gap = reading.find(gaps, policy=policy, baseline=rival, k="mean")
+                low, high = points(gap.get("low")), points(gap.get("high"))
+                line.append(Cell(points(gap.get("estimate")), f"{low} to {high}", number(gap.get("estimate"))))
+                line.append(Cell(p_value(gap.get("p_holm")), value=number(gap.get("p_holm"))))
+            out.append(line)
+    return Grid(["seed", "policy, %", "best single, %", "difference", "p (Holm)", "minus BEST", "p (Holm)"], out)
 
 
 def _with_name(row: Mapping[str, Any], name: str) -> Cell:

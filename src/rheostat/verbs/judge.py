@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rheostat.adapters.autodeco import AutoDeco, AutoDecoding
+from rheostat.adapters.description import kind_of
 from rheostat.adapters.files import Adapter
 from rheostat.adapters.sequence import SequenceAdapter
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter
@@ -21,9 +22,10 @@ from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines.base import Engine
 from rheostat.errors import AdapterError
 from rheostat.evaluation.behaviour import behaviour
-from rheostat.evaluation.evaluate import Groups, compare, groups_of
+from rheostat.evaluation.evaluate import BEST, Comparison, Groups, compare, groups_of
 from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_grid, token_judged
 from rheostat.rollouts.sweep import PolicySweep, Sweep
+from rheostat.statistics import mean_interval
 from rheostat.tasks.base import Split
 from rheostat.types import Problem
 from rheostat.verbs.baselines import Tuned, tune
@@ -85,6 +87,20 @@ class Rivals:
         ]
 
     @property
+    def described(self) -> dict[str, dict[str, object]]:
+        """What each learned policy is (``kind``: sequence, token, both or autodeco), reads, and chooses from."""
+        found: dict[str, dict[str, object]] = {}
+        for name, policy in (*self.sequence.items(), *self.token.items()):
+            if isinstance(policy, AutoDecoding):
+                found[name] = {"kind": "autodeco"}
+            elif isinstance(policy, SequenceAdapter | AdaptiveDecoding):
+                adapter = policy.adapter if isinstance(policy, AdaptiveDecoding) else policy
+                kind = "both" if getattr(adapter.config, "start", None) else kind_of(adapter.config)
+                reads = {"features": str(adapter.config.features), "with_budget": adapter.config.with_budget}
+                found[name] = {"kind": kind, **reads, "actions": len(adapter.space)}
+        return found
+
+    @property
     def space(self) -> ActionSpace | None:
         """All strategies that the adapters choose from, in their order; None without adapters."""
         spaces = [adapter.space for adapter in self._adapters]
@@ -140,9 +156,11 @@ def judge(
     results: dict[str, Any] = {
         "kind": "token" if rivals.token else "sequence",
         **run.facts(),
+        "adapters": rivals.described,
         "strategies": [str(strategy) for strategy in space],
         "budgets": list(budgets),
         **comparison.to_dict(),
+        "by_group": _by_group(next(iter(rivals.described), None), comparison, measured, policies, groups),
         "choices": choices,
         "tuned": dict(tuned.chosen),
         **run.bounds(on_test, tuple(budgets)),
@@ -194,6 +212,28 @@ def _sequence_level(
                 for member, own_P in groups["member"].items()
             ]
     return policies, choices
+
+
+def _by_group(
+    first: str | None, comparison: Comparison, measured: Measured, policies: Mapping[str, Judged], groups: Groups
+) -> list[dict[str, object]]:
+    """The first adapter minus BEST on the problems of each group of at least two, at each budget and in the mean."""
+    if first is None:
+        return []
+    chosen = {row.k: row.chosen for row in comparison.rows if row.policy == BEST}
+    names = [str(strategy) for strategy in measured.test.space]
+    gaps: dict[int | str, NDArray[np.float64]] = {
+        k: policies[first].solved[k] - solved_PA[:, names.index(str(chosen[k]))]
+        for k, solved_PA in measured.solved.items()
+    }
+    gaps["mean"] = np.mean(list(gaps.values()), axis=0)
+    found: list[dict[str, object]] = []
+    for group, value, own_P in ((group, value, own_P) for group, own in groups.items() for value, own_P in own.items()):
+        for k, gap_P in gaps.items() if own_P.sum() > 1 else ():
+            gap = mean_interval(gap_P[own_P])
+            ends = {name: round(getattr(gap, name), 6) for name in ("estimate", "low", "high")}
+            found.append({"group": group, "value": value, "policy": first, "k": k, **ends})
+    return found
 
 
 def _lengths(most: int, on_test: Sweep, sweeps: Mapping[str, Mapping[int, PolicySweep]]) -> dict[str, list[int]]:

@@ -8,7 +8,7 @@ import matplotlib
 from markupsafe import Markup
 
 from rheostat.reports import reading
-from rheostat.reports.figures.svg import RC, colour, new_figure, quiet, to_svg
+from rheostat.reports.figures.svg import MARKS, RC, colour, new_figure, quiet, to_svg
 from rheostat.reports.reading import Results, count
 
 _LEADER = 1.06  # where the names beside a curve begin, in widths of the plot
@@ -16,13 +16,18 @@ _SPACED = 16.0  # pixels that the name of a line takes
 
 
 def short(name: str, wrap: bool = False, most: int = 25) -> str:
-    """A name that fits beside a curve: at most so many characters, of a path the end; on two lines if ``wrap``."""
+    """A name that fits beside a curve: at most so many characters, of a path the end that tells it from others; on two
+    lines if ``wrap``."""
+    if len(name) > most:
+        name = name.removesuffix("/adapter")
     if len(name) > most:
         name = "…" + name[1 - most :] if "/" in name else name[: most - 1] + "…"
     if wrap and len(name) > 13:
         middle = max(name.rfind(end, 0, 14) for end in (",", " ", "/"))
         first, second = (name[: middle + 1].rstrip(), name[middle + 1 :]) if middle > 0 else (name[:13], name[13:])
-        return first + "\n" + (second if len(second) <= 14 else second[:13] + "…")
+        if len(second) > 14:
+            second = "…" + second[-13:] if "/" in name else second[:13] + "…"
+        return first + "\n" + second
     return name
 
 
@@ -32,11 +37,13 @@ class _Style:
     width: float
     dash: str | tuple[float, tuple[float, ...]]
     layer: int
+    marker: str = ""
 
 
-_JUDGED = _Style("accent", 3.0, "-", 7)
-_ADAPTERS = [_Style("second", 1.9, "-", 6), _Style("second", 1.6, ":", 6), _Style("second", 1.6, (0, (6, 2)), 6)]
-_BASELINES = [_Style("second", 1.2, (0, (3, 1.5, 1, 1.5)), 4), _Style("second", 1.2, (0, (1, 1)), 4)]
+_BASELINES = [
+    _Style("muted", 1.3, (0, dash), 4)
+    for dash in ((3.0, 1.5, 1.0, 1.5), (5.0, 2.0), (1.0, 1.0), (7.0, 1.5, 1.0, 1.5, 1.0, 1.5))
+]
 _KINDS = {
     "best": _Style("ink", 1.6, "-", 5),
     "mixed": _Style("ink", 1.4, "--", 3),
@@ -55,12 +62,14 @@ class _Line:
 
 
 def _styles(results: Results, kinds: dict[str, str]) -> dict[str, _Style]:
-    """How each policy is drawn; several of a kind differ in their dashes."""
-    found, judged = {}, reading.judged(results)
-    adapters, baselines = iter(_ADAPTERS * len(kinds)), iter(_BASELINES * len(kinds))
+    """How each policy is drawn: adapters differ in colour and marker, the first is thick, baselines in their dashes."""
+    found, learned = {}, reading.subjects(results) if reading.learned(results) else []
+    baselines = iter(_BASELINES * len(kinds))
     for policy, kind in kinds.items():
-        if kind == "adapter":
-            found[policy] = _JUDGED if policy == judged else next(adapters)
+        if policy in learned:
+            place = learned.index(policy)
+            colour, marker, dash = MARKS[place % len(MARKS)]
+            found[policy] = _Style(colour, 1.8 if place else 3.0, dash, 6 if place else 7, marker)
         elif kind == "baseline":
             found[policy] = next(baselines)
         else:
@@ -78,7 +87,7 @@ def curve(results: Results, width: int, name: str = "curve") -> Markup | None:
         cells = line.cells[: len(xs)]
         ys = _percents([cell.estimate for cell in cells])
         lows, highs = (_percents([getattr(cell, end) for cell in cells]) for end in ("low", "high"))
-        band = (lows, highs) if line.policy == reading.judged(results) and lows and highs else None
+        band = (lows, highs) if styles[line.policy].layer == 7 and lows and highs else None
         label = f"{line.policy} (unreachable)" if line.kind == "oracle" else line.policy
         if ys:
             lines.append(_Line(line.policy, ys, band, styles[line.policy], label))
@@ -126,7 +135,7 @@ def _chart(
     with matplotlib.rc_context(RC):
         height = 430 if narrow else 440
         figure = new_figure(width, height)
-        left, right, bottom, top = 30, (116 if narrow else 212), 46, 34
+        left, right, bottom, top = 30, (126 if narrow else 220), 46, 34
         box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
         axes: Any = figure.add_axes(box)
         axes.set_xscale("log", base=2)
@@ -161,7 +170,8 @@ def _draw(axes: Any, xs: list[int], line: _Line) -> None:
     style, tint = line.style, colour(line.style.colour)
     axes.plot(xs, line.ys, color=tint, linewidth=style.width, linestyle=style.dash, zorder=style.layer)
     if style is not _STATIC:
-        axes.plot(xs, line.ys, "o", color=tint, markersize=6.5 if style is _JUDGED else 3.5, zorder=style.layer)
+        size = 6.5 if style.marker else 3.5
+        axes.plot(xs, line.ys, style.marker or "o", color=tint, markersize=size, zorder=style.layer)
 
 
 def _end_labels(axes: Any, lines: Sequence[_Line], x: float, wrap: bool, height: float) -> None:
@@ -171,7 +181,7 @@ def _end_labels(axes: Any, lines: Sequence[_Line], x: float, wrap: bool, height:
     axes.set_ylim(low, high)
     scale = height / (high - low)  # pixels per unit
     lines = sorted(lines, key=lambda line: line.ys[-1])
-    texts = [short(line.label, wrap, 22 if line.style is _JUDGED else 25) for line in lines]
+    texts = [short(line.label, wrap, 22 if line.style.layer == 7 else 25) for line in lines]
     sizes = [13.0 * (text.count("\n") + 1) + 3 for text in texts]
     places = _push_apart([(line.ys[-1] - low) * scale for line in lines], sizes, height)
     across = axes.get_yaxis_transform()
@@ -180,14 +190,19 @@ def _end_labels(axes: Any, lines: Sequence[_Line], x: float, wrap: bool, height:
         leader = {"color": colour("rule"), "linewidth": 0.9, "zorder": 1}
         axes.annotate("", (x, line.ys[-1]), (_LEADER, level), textcoords=across, annotation_clip=False,
                       arrowprops={"arrowstyle": "-", "shrinkA": 2, "shrinkB": 5, **leader})  # fmt: skip
-        axes.text(
-            _LEADER,
-            level,
+        if style.marker:
+            axes.plot([_LEADER], [level], style.marker, color=colour(style.colour), markersize=5.5, transform=across,
+                      clip_on=False)  # fmt: skip
+        axes.annotate(
             text,
-            transform=across,
+            (_LEADER, level),
+            (7 if style.marker else 0, 0),
+            xycoords=across,
+            textcoords="offset points",
+            annotation_clip=False,
             color=colour("muted" if style is _STATIC else style.colour),
             fontsize=10.5 if style is _STATIC else 11.5,
-            fontweight="bold" if style is _JUDGED else "normal",
+            fontweight="bold" if style.layer == 7 else "normal",
             va="center",
             linespacing=1.1,
         )

@@ -23,7 +23,14 @@ THEME = {
     "rule": ("#dddcd6", "#32363d"),
     "accent": ("#0b63a8", "#6bb3f0"),
     "second": ("#b4571a", "#f0a06a"),
+    "third": ("#00805f", "#4fc9a4"),
+    "fourth": ("#a3457f", "#e294c8"),
 }
+_HUES = ("accent", "second", "third", "fourth")  # after Okabe and Ito: the colour-blind can tell them apart
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+MARKS = [  # of up to twelve adapters: (colour, marker, dash), no two alike in colour and marker
+    (_HUES[index % 4], "os^DvPXp<>hd"[index], _DASHES[index // 4]) for index in range(12)
+]
 _SEQUENCE = {  # from greedy to hot; blue to red over pale blue and yellow, told apart by lightness and by hue
     "light": ("#2b4a8b", "#4f86c6", "#93bfdd", "#f0c24f", "#e8823a", "#a92c2c"),
     "dark": ("#4a6fc4", "#6aa3e0", "#a9d0ea", "#f3cd6b", "#ee9152", "#cf4a43"),

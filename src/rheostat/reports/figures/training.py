@@ -19,13 +19,21 @@ _STYLES = {  # of a prompt: the keys of the metrics lines, and the panel's title
 }
 
 
+def names_of(results: Results, policy: str, is_token: bool) -> list[str]:
+    """What a policy chose from while it trained: its own list where that is known, else that of the results."""
+    own = reading.mapping(reading.mapping(results, "training"), policy).get("strategies")
+    shared = reading.actions(results) if is_token else reading.strategies(results)
+    return [str(name) for name in own] if own else shared
+
+
 def sequence_training(results: Results, policy: str, width: int, name: str = "training") -> Markup | None:
     """Action probabilities over training, one panel per budget, with the validation reward (Figure 2 of the paper)."""
-    names = reading.strategies(results)
+    names = names_of(results, policy, is_token=False)
     run = reading.mapping(reading.mapping(results, "training"), policy)
     history = reading.items(run, "history")
     rewards = _column(history, "validation_reward")
-    budgets = [str(budget) for budget in reading.budgets(results)]
+    known = {str(budget) for row in history for budget in reading.mapping(row, "action_probability")}
+    budgets = sorted(known, key=lambda budget: (len(budget), budget))
     shares = {budget: _shares(history, budget, len(names)) for budget in budgets}
     panels = [Panel(f"B = {budget}", own, rewards) for budget, own in shares.items() if own]
     if policy == PLAIN_ADAPTER and panels and all(panel.shares == panels[0].shares for panel in panels):
@@ -36,7 +44,7 @@ def sequence_training(results: Results, policy: str, width: int, name: str = "tr
 
 def token_training(results: Results, policy: str, width: int, name: str) -> Markup | None:
     """Shares of the actions in each batch with the validation reward, by prompt style and overall (Figure 8)."""
-    names = reading.strategies(results)
+    names = names_of(results, policy, is_token=True)
     run = reading.mapping(reading.mapping(results, "training"), policy)
     lines = [line for line in reading.items(run, "history") if number(line.get("step")) is not None]
     panels = [
@@ -46,6 +54,39 @@ def token_training(results: Results, policy: str, width: int, name: str) -> Mark
     ]
     label = f"Stacked areas: how often the {policy} takes each action, batch by batch."
     return shares_over_time(panels, names, number(run.get("kept_step")), "batch", 3, width, name, label)
+
+
+_CURVES = {"validation_loss": "validation loss, nats", "temperature": "mean temperature", "top_p": "mean top-p"}
+
+
+def autodeco_training(results: Results, policy: str, width: int, name: str) -> Markup | None:
+    """The loss of AutoDeco's heads on validation, and the temperature and top-p that they give, epoch by epoch."""
+    run = reading.mapping(reading.mapping(results, "training"), policy)
+    history, kept = reading.items(run, "history"), number(run.get("kept_epoch"))
+    curves = {title: found for key, title in _CURVES.items() if (found := _column(history, key))}
+    if not curves:
+        return None
+    across = 1 if width < 500 else len(curves)
+    down = -(-len(curves) // across)
+    with matplotlib.rc_context(RC):
+        height = 150.0 * down + 60
+        figure = new_figure(width, height)
+        grid: Any = figure.subplots(down, across, sharex=True, squeeze=False)
+        figure.subplots_adjust(
+            left=46 / width, right=1 - 14 / width, bottom=44 / height, top=1 - 30 / height, wspace=0.3, hspace=0.4
+        )
+        for axes, (title, points) in zip(grid.flat, curves.items(), strict=True):
+            quiet(axes)
+            axes.set_title(title, color=colour("ink"), fontsize=12, pad=6)
+            if kept is not None:
+                axes.axvline(kept, color=colour("ink"), linewidth=1.2, linestyle=(0, (1, 2)))
+            style = "o-" if len(points) < 16 else "-"
+            axes.plot(*zip(*points, strict=True), style, color=colour("accent"), linewidth=2, markersize=4)
+            axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+            axes.yaxis.get_major_locator().set_params(nbins=4)
+            axes.ticklabel_format(axis="y", useOffset=False)
+        grid[-1, 0].set_xlabel("epoch", color=colour("muted"), loc="left", labelpad=4)
+        return to_svg(figure, f"{name}{width}", "Line charts: validation loss, temperature and top-p, epoch by epoch.")
 
 
 def _token_shares(lines: Sequence[Mapping[str, Any]], key: str, size: int) -> list[tuple[float, list[float]]]:
