@@ -2,10 +2,13 @@
 validation problems.
 """
 
+import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from rheostat.baselines import Baseline
 from rheostat.baselines.dynamic_temperature import DynamicTemperature
@@ -14,10 +17,13 @@ from rheostat.baselines.turn import TEMPERATURES, Aggregation, TokenEntropy, tur
 from rheostat.decoding.policy import NamedPolicy
 from rheostat.decoding.strategy import Strategy
 from rheostat.engines.base import Request
+from rheostat.files import atomic_write, make_folder
+from rheostat.rollouts.collect import rollout_key
 from rheostat.tasks.base import Split
+from rheostat.types import FinishReason, Prompt
 from rheostat.verbs.run import Run
 
-_PROMPTS, _SAMPLES = 64, 2  # that TURN looks at for each temperature, and completions of each
+TURN_PROMPTS, TURN_SAMPLES = 64, 2  # that TURN looks at for each temperature, and completions of each
 _EDT = {f"T0 = {t0:g}, θ = {theta:g}": (t0, theta) for t0 in (0.5, 1.0, 1.5) for theta in (0.1, 0.3, 1.0)}
 _DYNAMIC = {f"T = {low:g} to {high:g}": (low, high) for low, high in ((0, 1), (0, 1.5), (0.5, 1), (0.5, 1.5))}
 
@@ -67,24 +73,56 @@ def _best(
     return candidates[best], {"chosen": best, "validation": rounded}
 
 
+class _Watched(BaseModel):
+    """What TURN saw at one temperature, as the run's folder keeps it; the completions themselves are not kept, and
+    nobody judged them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float
+    entropy: float
+    sampled: int
+    tokens: int
+    truncated: int
+    missing: int = 0
+
+
 def _turn(run: Run) -> tuple[Strategy, dict[str, object]]:
     """TURN's temperature for best-of-N, which is what pass@k asks for; verdicts are not looked at."""
     problems = run.splits[Split.VALIDATION]
-    spread = np.linspace(0, len(problems) - 1, min(_PROMPTS, len(problems))).astype(int)
+    spread = np.linspace(0, len(problems) - 1, min(TURN_PROMPTS, len(problems))).astype(int)
     prompts = [run.task.prompt(problems[index]) for index in spread]
-    entropy_T = []
-    total = len(TEMPERATURES) * len(prompts) * _SAMPLES
+    watched = []
+    total = len(TEMPERATURES) * len(prompts) * TURN_SAMPLES
     with run.phase("rollouts TURN"), run.console.progress("TURN", total, "") as bar:
         for done, temperature in enumerate(TEMPERATURES, start=1):
-            strategy, observer = Strategy(temperature), TokenEntropy()
-            requests = [
-                Request(prompt, strategy, number, run.config.seed, run.task.max_tokens)
-                for prompt in prompts
-                for number in range(_SAMPLES)
-            ]
-            run.engine.generate(requests, order=run.config.order, observer=observer)
-            entropy_T.append(float(observer.mean_N(len(requests)).mean()))
-            bar(done * len(requests), total, 0)
+            watched.append(_watched(run, prompts, temperature))
+            bar(done * len(prompts) * TURN_SAMPLES, total, 0)
+    run.sweeps += watched
+    entropy_T = [own.entropy for own in watched]
     temperature = turning_point(TEMPERATURES, entropy_T, Aggregation.BEST_OF_N)
     curve = [round(value, 6) for value in entropy_T]
     return Strategy(temperature), {"chosen": f"T = {temperature:g}", "temperatures": TEMPERATURES, "entropy": curve}
+
+
+def _watched(run: Run, prompts: Sequence[Prompt], temperature: float) -> _Watched:
+    """The entropy at one temperature, from the run's folder where it is there: ``turn/<hash>.json``, named by a hash
+    of everything that shapes the completions."""
+    seed, most, order = run.config.seed, run.task.max_tokens, run.config.order
+    samples = range(TURN_SAMPLES)
+    requests = [Request(prompt, Strategy(temperature), n, seed, most) for prompt in prompts for n in samples]
+    keys = "\n".join(rollout_key(run.engine.info, order, request) for request in requests)
+    path = make_folder(run.out / "turn") / f"{hashlib.blake2b(keys.encode(), digest_size=16).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError):  # not there, or damaged: measured anew
+        return _Watched.model_validate_json(path.read_bytes())
+    observer = TokenEntropy()
+    completions = run.engine.generate(requests, order=order, observer=observer)
+    watched = _Watched(
+        temperature=temperature,
+        entropy=float(observer.mean_N(len(requests)).mean()),
+        sampled=len(completions),
+        tokens=sum(len(completion.token_ids) for completion in completions),
+        truncated=sum(completion.finish_reason is FinishReason.LENGTH for completion in completions),
+    )
+    atomic_write(path, watched.model_dump_json())
+    return watched

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -73,6 +73,20 @@ def base_of(info: EngineInfo) -> BaseModel:
     return BaseModel(info.model, None, info.hidden_size, info.fingerprint)
 
 
+class Sampled(Protocol):
+    """What a run counts of everything that it samples or finds in its folder: completions, their tokens, how many ended
+    at the token budget, and how many have no verdict."""
+
+    @property
+    def sampled(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def truncated(self) -> int: ...
+    @property
+    def missing(self) -> int: ...
+
+
 @dataclass
 class Run:
     """One level of one command. Two levels of a command share engine, store and console."""
@@ -85,7 +99,7 @@ class Run:
     console: Console
     splits: Mapping[Split, list[Problem]]
     wall_seconds: dict[str, float] = field(default_factory=dict)
-    sweeps: list[Sweep | PolicySweep] = field(default_factory=list)
+    sweeps: list[Sampled] = field(default_factory=list)
     milliseconds_per_token: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
