@@ -97,6 +97,26 @@ def test_the_plan_of_an_evaluation_knows_the_adapters_that_are_there(
     assert sum(asked) == plan["rollouts"]
 
 
+@pytest.mark.parametrize("baselines", ["turn", "edt", "dynamic", "turn edt dynamic"])
+def test_the_plan_of_an_evaluation_knows_its_baselines(
+    baselines: str, tmp_path: Path, asked: list[int], capsys: Capture
+) -> None:
+    words = f"evaluate --model fake --task gcd {SIZES} --strategies T=0.35 --baselines {baselines} --out".split()
+    plan = plan_of([*words, str(tmp_path)], capsys)
+    assert cli.main([*words, str(tmp_path)]) == 0, capsys.readouterr().err
+    assert sum(asked) == plan["rollouts"]  # no temperature of TURN's is 0.35
+
+
+def test_a_temperature_of_turns_that_is_measured_anyway_is_planned_twice(
+    tmp_path: Path, asked: list[int], capsys: Capture
+) -> None:
+    strategies = " ".join(f"T={n / 10:g}" for n in range(1, 16))
+    words = f"evaluate --model fake --task gcd {SIZES} --strategies {strategies} --baselines turn --out".split()
+    plan = plan_of([*words, str(tmp_path)], capsys)
+    assert cli.main([*words, str(tmp_path)]) == 0, capsys.readouterr().err
+    assert 0.9 * plan["rollouts"] < sum(asked) < plan["rollouts"]
+
+
 def test_tokens_memory_and_hours_follow(capsys: Capture) -> None:
     plan = plan_of(f"{TOKEN} 5".split(), capsys)
     (level,) = plan["levels"]

@@ -24,8 +24,8 @@ from rheostat.types import FinishReason, Prompt
 from rheostat.verbs.run import Run
 
 TURN_PROMPTS, TURN_SAMPLES = 64, 2  # that TURN looks at for each temperature, and completions of each
-_EDT = {f"T0 = {t0:g}, θ = {theta:g}": (t0, theta) for t0 in (0.5, 1.0, 1.5) for theta in (0.1, 0.3, 1.0)}
-_DYNAMIC = {f"T = {low:g} to {high:g}": (low, high) for low, high in ((0, 1), (0, 1.5), (0.5, 1), (0.5, 1.5))}
+EDT = {f"T0 = {t0:g}, θ = {theta:g}": (t0, theta) for t0 in (0.5, 1.0, 1.5) for theta in (0.1, 0.3, 1.0)}
+DYNAMIC = {f"T = {low:g} to {high:g}": (low, high) for low, high in ((0, 1), (0, 1.5), (0.5, 1), (0.5, 1.5))}
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def tune(run: Run, baselines: Sequence[Baseline], budgets: Sequence[int], sample
     if Baseline.TURN in baselines:
         strategies["TURN"], chosen["TURN"] = _turn(run)
     if Baseline.EDT in baselines:
-        edt = {name: EntropyBasedTemperature(*values) for name, values in _EDT.items()}
+        edt = {name: EntropyBasedTemperature(*values) for name, values in EDT.items()}
         policies["EDT"], chosen["EDT"] = _best(run, "EDT", edt, budgets, samples)
     if Baseline.DYNAMIC in baselines:
-        dynamic = {name: DynamicTemperature(*values) for name, values in _DYNAMIC.items()}
+        dynamic = {name: DynamicTemperature(*values) for name, values in DYNAMIC.items()}
         name = "dynamic temperature"
         policies[name], chosen[name] = _best(run, name, dynamic, budgets, samples)
     return Tuned(strategies, policies, chosen)

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rheostat.baselines import Baseline
+from rheostat.baselines.turn import TEMPERATURES
 from rheostat.config import (
     AutoDecoRunConfig,
     DemoConfig,
@@ -25,6 +27,7 @@ from rheostat.tasks.benchmarks import BENCHMARKS
 from rheostat.tasks.choose import CUSTOM_TOKENS, TaskChoice, make_task
 from rheostat.tasks.records import sources_of
 from rheostat.training.bandit import Estimator
+from rheostat.verbs.baselines import DYNAMIC, EDT, TURN_PROMPTS, TURN_SAMPLES
 from rheostat.verbs.judge import Rivals
 from rheostat.verbs.run import Config, pose
 from rheostat.verbs.select import rounds_of
@@ -83,6 +86,7 @@ def plan_evaluate(config: EvaluateConfig, rivals: Rivals, absent: Sequence[str])
     phases = [
         ("validation", _sweep(problems.validation, config.space, samples.validation)),
         ("test", _sweep(problems.test, config.space, samples.test)),
+        *_baselines(config),
     ]
     seen = rivals.see_budgets
     if seen:
@@ -156,6 +160,21 @@ def _token_policies(problems: int, samples: int, budgets: Sequence[int], see_bud
         ("token-level policies, test", problems * own),
         ("traces", _traces(problems)),
     ]
+
+
+def _baselines(config: EvaluateConfig) -> Phases:
+    """What baselines sample: TURN's temperatures on validation prompts and the one that it finds on both splits, as
+    long as that is none of the strategies; the settings of the others on validation, and the best on test."""
+    problems, samples = config.problems, config.samples
+    validation, test = problems.validation * samples.validation, problems.test * samples.test
+    phases: Phases = []
+    if Baseline.TURN in config.baselines:
+        watched = len(TEMPERATURES) * min(TURN_PROMPTS, problems.validation) * TURN_SAMPLES
+        phases += [("TURN, entropies", watched), ("TURN's temperature, validation and test", validation + test)]
+    for baseline, name, settings in ((Baseline.EDT, "EDT", EDT), (Baseline.DYNAMIC, "dynamic temperature", DYNAMIC)):
+        if baseline in config.baselines:
+            phases += [(f"{name}, validation", len(settings) * validation), (f"{name}, test", test)]
+    return phases
 
 
 def _traces(problems: int) -> int:
