@@ -13,6 +13,7 @@ import pytest
 
 from rheostat import cli
 from rheostat.arguments import Demo
+from rheostat.decoding.spaces import TABLE_13, TABLE_14
 from rheostat.rollouts.store import RolloutStore
 
 SMALL = [
@@ -366,10 +367,18 @@ def test_adapters_of_two_levels_are_judged_together(
 ) -> None:
     names = [str(trained / kind / "adapter") for kind in ("sequence", "token")]
     capsys.readouterr()
-    words = ["--model", "fake", "--task", "gcd", "--out", tmp_path, *SPLITS, "--strategies", "T=0.9", "--json"]
-    words += ["--budgets", "1", "3"]
-    assert run("evaluate", *words, "--adapter", *names) == 0
+    words = ["evaluate", "--model", "fake", "--task", "gcd", "--out", tmp_path, *SPLITS, "--json"]
+    words += ["--budgets", "1", "3", "--adapter", *names]
+    assert run(*words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert run(*words, "--strategies", "T=0.9", "--baselines", "turn") == 0
     results = json.loads(capsys.readouterr().out)
+    of_the_paper = {"MIXED": TABLE_13, "MIXED per token": TABLE_14}  # each level's own actions
+    assert results["mixed"] == {name: [str(strategy) for strategy in space] for name, space in of_the_paper.items()}
+    for name in of_the_paper:
+        rows = [[row for row in found["rows"] if row["policy"] == name] for found in (plain, results)]
+        assert rows[0] == rows[1]
+        assert {row["k"] for row in rows[0]} == {1, 3, "mean"}
     assert results["budgets"] == [1, 3]  # budgets that neither was trained for
     assert {row["policy"] for row in results["rows"]} >= {*names, "oracle", "T=0.9", "T=1.25"}
     assert (names[1], names[0]) in {(d["policy"], d["baseline"]) for d in results["differences"]}

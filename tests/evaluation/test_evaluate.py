@@ -76,16 +76,18 @@ def sweep_of(right_AP: list[list[int]], space: ActionSpace = SPACE) -> Sweep:
     )
 
 
-def compare_prompts(validation: Sweep, test: Sweep, adapters: dict[str, Lookup], commit: bool) -> Comparison:
-    """Sequence-level adapters and nothing else."""
+def compare_prompts(
+    validation: Sweep, test: Sweep, adapters: dict[str, Lookup], commit: bool, space: ActionSpace | None = None
+) -> Comparison:
+    """Sequence-level adapters and nothing else; ``space``: what MIXED is uniform over."""
     measured = Measured.of(test, BUDGETS, GRID)
     judged = {
         name: measured.mixture("adapter", sequence_choices(name, adapter, test.space, EMBEDDING_PH, BUDGETS, commit))
         for name, adapter in adapters.items()
     }
-    uniform = {k: np.full((len(test.problems), len(test.space)), 1 / len(test.space)) for k in BUDGETS}
+    mixed = {"MIXED": measured.uniform("mixed", space or test.space, BUDGETS)}
     groups = groups_of(test.problems, [False] * len(test.problems))
-    return compare(validation, measured, judged, measured.mixture("mixed", uniform), groups)
+    return compare(validation, measured, judged, mixed, groups)
 
 
 def compared(commit: bool = False) -> Comparison:
@@ -224,6 +226,19 @@ def test_adapters_of_several_spaces_are_compared_among_all_that_was_measured() -
     assert ("adapter", "adapter", "mean") not in against
 
 
+def test_a_strategy_more_leaves_mixed_as_it_is() -> None:
+    """Uniform over the two of an action space, whatever else was measured; MIXED of three would be warmer."""
+    hot, cold = Strategy(1.25), Strategy(0)
+    more = ActionSpace((hot, *SPACE, cold))
+    right_AP = {"validation": [[0, 0], *VALIDATION_RIGHT, [4, 4]], "test": [[0, 0], *TEST_RIGHT, [4, 4]]}
+    sweeps = [sweep_of(own, more) for own in right_AP.values()]
+    rows = {(row.policy, row.k): row.estimate for row in compare_prompts(*sweeps, {}, True, SPACE).rows}
+    for k, values_P in with_mean(MIXED).items():
+        assert rows["MIXED", k] == pytest.approx(values_P.mean(), abs=1e-6)
+    with pytest.raises(ConfigError, match="the uniform mixture: it has strategies that were not measured"):
+        compare_prompts(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {}, True, more)
+
+
 @pytest.mark.parametrize(
     "space",
     [
@@ -279,7 +294,7 @@ def compare_tokens(
     """Token-level policies and nothing else; the second of several is of ``kind``."""
     kinds = {name: kind if number == 1 else "adapter" for number, name in enumerate(sweeps)}
     judged = {name: token_judged(kinds[name], own, GRID) for name, own in sweeps.items()}
-    at_random = token_judged("mixed", dict.fromkeys(BUDGETS, mixed), GRID)
+    at_random = {"MIXED": token_judged("mixed", dict.fromkeys(BUDGETS, mixed), GRID)}
     measured, groups = Measured.of(test, BUDGETS, GRID), groups_of(test.problems, cot)
     return compare(sweep_of(VALIDATION_RIGHT), measured, judged, at_random, groups)
 
@@ -365,7 +380,9 @@ def test_costs_by_hand() -> None:
     measured = Measured.of(test, BUDGETS, GRID)
     half = {k: np.full((2, 2), 0.5) for k in BUDGETS}
     judged = {"half": measured.mixture("adapter", half)}
-    got = compare(validation, measured, judged, measured.mixture("mixed", half), groups_of(test.problems, [False] * 2))
+    got = compare(
+        validation, measured, judged, {"MIXED": measured.mixture("mixed", half)}, groups_of(test.problems, [False] * 2)
+    )
     cost = {(c.policy, c.k): c for c in got.costs}
     assert (cost["greedy", 1].tokens, cost["greedy", 2].tokens) == (3, 3)
     assert (cost[WARM, 1].tokens, cost[WARM, 2].tokens) == (1, 2)
@@ -423,7 +440,7 @@ def test_majorities_have_their_own_best_and_no_oracle() -> None:
         plain, rewards_PAS=rewards_PAS, length_PAS=ones_PAS, truncated_PAS=ones_PAS < 0, label_PAS=label_PAS
     )
     measured = Measured.of(sweep, (1, 3), GRID)
-    mixed = measured.mixture("mixed", {k: np.full((2, 2), 0.5) for k in (1, 3)})
+    mixed = {"MIXED": measured.uniform("mixed", SPACE, (1, 3))}
     policies = {"half": measured.mixture("adapter", {1: np.eye(2), 3: np.array([[0.25, 0.75], [1, 0]])})}
     got = compare(sweep, measured, policies, mixed, groups_of(sweep.problems, [False, False])).majority
     assert got is not None

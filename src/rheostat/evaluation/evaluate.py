@@ -34,7 +34,8 @@ from rheostat.types import Problem
 Groups = Mapping[str, Mapping[str, Bool[NDArray[np.bool_], " P"]]]
 """Which problems belong together: by a property (``member``, ``style``, ``level``, ``subject``), each of its values."""
 
-BEST, SINGLE, MIXED, ORACLE = "BEST", "best single strategy", "MIXED", "oracle"
+BEST, SINGLE, ORACLE = "BEST", "best single strategy", "oracle"
+MIXED, MIXED_PER_TOKEN = "MIXED", "MIXED per token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,11 @@ def _named(space: ActionSpace) -> str:
 
 
 def compare(
-    validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Judged, groups: Groups
+    validation: Sweep,
+    measured: Measured,
+    policies: Mapping[str, Judged],
+    mixed: Mapping[str, Judged],
+    groups: Groups,
 ) -> Comparison:
     """Everything about ``policies`` (adapters and baselines) and every static strategy on the test problems.
 
@@ -173,7 +178,7 @@ def compare(
             its mean over the budgets.
         measured: the strategies on the test problems.
         policies: by the name that results show.
-        mixed: the uniform mixture.
+        mixed: the uniform mixtures, by name likewise.
         groups: of the test problems.
 
     Raises:
@@ -215,7 +220,9 @@ def compare(
     )
 
 
-def _majority(validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Judged) -> Majority | None:
+def _majority(
+    validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Mapping[str, Judged]
+) -> Majority | None:
     """The same under maj@k; None where completions have no answers that could vote."""
     if not measured.majority or not has_answers(validation.label_PAS):
         return None
@@ -259,14 +266,14 @@ class _Table:
         cls,
         measured: Measured,
         policies: Mapping[str, Judged],
-        mixed: Judged,
+        mixed: Mapping[str, Judged],
         choice: _Choice,
         metric: Callable[[Judged], Mapping[int, PerProblem]],
         oracle: Mapping[int, PerProblem] | None = None,
     ) -> "_Table":
         budgets = list(measured.solved)
         plain = measured.static("best", dict.fromkeys(budgets, choice.single))
-        judged = {**policies, BEST: measured.static("best", choice.best), SINGLE: plain, MIXED: mixed}
+        judged = {**policies, BEST: measured.static("best", choice.best), SINGLE: plain, **mixed}
         if oracle is not None:
             judged[ORACLE] = replace(plain, kind="oracle", solved=oracle, tokens=None, within_PT=None)
         for a, name in enumerate(choice.names):
@@ -308,9 +315,10 @@ def _with_mean(solved: Mapping[int, PerProblem]) -> dict[int | str, PerProblem]:
 
 def _rivals(table: Mapping[str, Judged]) -> list[str]:
     """What policies are compared with: the static choices, every baseline, and the first adapter."""
-    baselines = [name for name, judged in table.items() if judged.kind == "baseline"]
-    adapters = [name for name, judged in table.items() if judged.kind == "adapter"]
-    return [SINGLE, BEST, MIXED, *baselines, *adapters[:1]]
+    mixed, baselines, adapters = (
+        [name for name, judged in table.items() if judged.kind == kind] for kind in ("mixed", "baseline", "adapter")
+    )
+    return [SINGLE, BEST, *mixed, *baselines, *adapters[:1]]
 
 
 def _difference(

@@ -21,8 +21,9 @@ from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines.base import Engine
 from rheostat.errors import AdapterError
 from rheostat.evaluation.behaviour import behaviour
-from rheostat.evaluation.evaluate import Groups, compare, groups_of
+from rheostat.evaluation.evaluate import MIXED, MIXED_PER_TOKEN, Groups, compare, groups_of
 from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_grid, token_judged
+from rheostat.rollouts.collect import policy_device
 from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.tasks.base import Split
 from rheostat.types import Problem
@@ -73,9 +74,12 @@ class Rivals:
         )
 
     @property
+    def _token_adapters(self) -> list[TokenAdapter]:
+        return [policy.adapter for policy in self.token.values() if isinstance(policy, AdaptiveDecoding)]
+
+    @property
     def _adapters(self) -> list[SequenceAdapter | TokenAdapter]:
-        learned = [policy.adapter for policy in self.token.values() if isinstance(policy, AdaptiveDecoding)]
-        return [*self.sequence.values(), *learned]
+        return [*self.sequence.values(), *self._token_adapters]
 
     @property
     def see_budgets(self) -> list[bool]:
@@ -91,6 +95,17 @@ class Rivals:
         if not spaces:
             return None
         return ActionSpace(tuple(dict.fromkeys(strategy for space in spaces for strategy in space)), spaces[0].order)
+
+    def mixed(self, asked: ActionSpace) -> dict[str, ActionSpace]:
+        """What MIXED draws from: the action space of the first adapter, at the token level of the first one there.
+
+        A rival more, or another strategy to measure, leaves it as it is. Without an adapter that has actions:
+        ``asked``, the strategies that were asked for.
+        """
+        spaces = [adapter.space for adapter in self._adapters]
+        at_tokens = [adapter.space for adapter in self._token_adapters] or spaces
+        found = {MIXED: next(iter(spaces), asked)}
+        return found | ({MIXED_PER_TOKEN: next(iter(at_tokens), asked)} if self.token else {})
 
     @property
     def budgets(self) -> tuple[int, ...] | None:
@@ -130,11 +145,12 @@ def judge(
         policies[name] = token_judged(kind, own, measured.grid)
     for name, strategy in tuned.strategies.items():
         policies[name] = measured.static("baseline", dict.fromkeys(budgets, space.strategies.index(strategy)))
-    mixed = measured.mixture("mixed", {k: np.full((len(problems), len(space)), 1 / len(space)) for k in budgets})
-    if rivals.token:
-        uniform = UniformMixture(space, run.engine.info.device)
-        at_random = run.sample("MIXED", problems, uniform, 1, samples)
-        mixed = token_judged("mixed", dict.fromkeys(budgets, at_random), measured.grid)
+    spaces = rivals.mixed(run.config.space)
+    mixed = {MIXED: measured.uniform("mixed", spaces[MIXED], budgets)}
+    if MIXED_PER_TOKEN in spaces:
+        uniform = UniformMixture(spaces[MIXED_PER_TOKEN], policy_device(run.engine))
+        at_random = run.sample(MIXED_PER_TOKEN, problems, uniform, 1, samples)
+        mixed[MIXED_PER_TOKEN] = token_judged("mixed", dict.fromkeys(budgets, at_random), measured.grid)
     with run.phase("evaluation"):
         comparison = compare(on_validation, measured, policies, mixed, groups)
     results: dict[str, Any] = {
@@ -143,6 +159,7 @@ def judge(
         "strategies": [str(strategy) for strategy in space],
         "budgets": list(budgets),
         **comparison.to_dict(),
+        "mixed": {name: [str(strategy) for strategy in own] for name, own in spaces.items()},
         "choices": choices,
         "tuned": dict(tuned.chosen),
         **run.bounds(on_test, tuple(budgets)),

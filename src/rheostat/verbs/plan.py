@@ -153,10 +153,10 @@ def _training(config: TokenRunConfig) -> Phases:
 
 
 def _token_policies(problems: int, samples: int, budgets: Sequence[int], see_budgets: Sequence[bool]) -> Phases:
-    """What policies that choose at every token sample on test problems, MIXED included."""
+    """What policies that choose at every token sample on test problems, MIXED per token included."""
     own = sum(sum(max(2 * k, samples) for k in budgets) if sees else samples for sees in see_budgets)
     return [
-        ("MIXED, test", problems * samples),
+        ("MIXED per token, test", problems * samples),
         ("token-level policies, test", problems * own),
         ("traces", _traces(problems)),
     ]
