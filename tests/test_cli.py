@@ -14,6 +14,8 @@ import pytest
 from rheostat import cli
 from rheostat.arguments import Demo
 from rheostat.decoding.spaces import TABLE_13, TABLE_14
+from rheostat.reports import grids
+from rheostat.reports.reading import MISSING
 from rheostat.rollouts.store import RolloutStore
 
 SMALL = [
@@ -28,7 +30,7 @@ TRAINING = [
 ]
 SPLITS = ["--problems.train", "8", "--problems.validation", "8", "--problems.test", "8"]
 TOKEN = [*TRAINING, *SPLITS, "--samples", "4"]
-CLOCKS = ("wall_seconds", "tokens_per_second", "milliseconds_per_token")
+CLOCKS = ("wall_seconds", "tokens_per_second", "milliseconds_per_token", "seconds", "in_this_run")
 DEMO = [word.replace("--", "--token.") for word in TOKEN]
 
 
@@ -383,6 +385,15 @@ def test_adapters_of_two_levels_are_judged_together(
     assert {row["policy"] for row in results["rows"]} >= {*names, "oracle", "T=0.9", "T=1.25"}
     assert (names[1], names[0]) in {(d["policy"], d["baseline"]) for d in results["differences"]}
     assert {cost["policy"] for cost in results["costs"]} >= {*names, "BEST", "MIXED"}
+    # whatever was sampled in which run, its time is known, that of strategies to all who apply them
+    timed = {row[0].text for row in grids.costs(results).milliseconds.rows}
+    assert timed >= {*names, "BEST", "MIXED", "MIXED per token", "TURN"}
+    assert all(cell.text != MISSING for row in grids.costs(results).milliseconds.rows for cell in row)
+    own = f"{names[1]}, B = 1"
+    assert (plain["sampled"][own]["in_this_run"], results["sampled"][own]["in_this_run"]) == (8 * 16, 0)
+    assert results["sampled"][own]["seconds"] == plain["sampled"][own]["seconds"] > 0
+    assert results["milliseconds_per_token"][own] == plain["milliseconds_per_token"][own]
+    assert sum(item["tokens"] for item in results["sampled"].values()) == results["counts"]["tokens"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 

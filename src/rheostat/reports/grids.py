@@ -74,7 +74,7 @@ class Costs:
 
     Attributes:
         per_solved: tokens per solved problem.
-        milliseconds: the same in time, of what was sampled in one go.
+        milliseconds: the same in time, where that is known.
         equal_to: how many samples of the best single strategy solve as many problems; of adapters and baselines.
         tokens: of B samples of a problem.
         static: tokens per solved problem of every static strategy.
@@ -158,6 +158,17 @@ def _plain(value: float | None, without: str = MISSING) -> str:
 
 def _ends(low: float | None, high: float | None) -> str:
     return "" if low is None and high is None else f"{_plain(low)}–{_plain(high, '∞')}"
+
+
+def sampled(results: Results) -> Grid:
+    """What was sampled, phase by phase: how much of it in this run, and what it took in whichever run it was."""
+    out = []
+    for what, own in reading.mapping(results, "sampled").items():
+        spent, tokens = number(own.get("seconds")), number(own.get("tokens"))
+        rate = 1000 * spent / tokens if spent is not None and tokens else None
+        cells = [count_cell(own.get(name)) for name in ("rollouts", "in_this_run", "tokens")]
+        out.append([name_cell(what), *cells, Cell(_plain(spent), value=spent), Cell(_plain(rate), value=rate)])
+    return Grid(["what", "completions", "of these in this run", "tokens", "seconds", "ms per token"], out)
 
 
 def areas(results: Results) -> Grid:

@@ -87,6 +87,7 @@ class Level:
     traces: list[dict[str, Any]]
     measured: facts.Facts
     seconds: list[tuple[str, str, float]]
+    sampled: Grid
 
     @property
     def headings(self) -> dict[str, str]:
@@ -174,6 +175,7 @@ def level(results: Results, prefix: str = "") -> Level:
         traces=[view(trace) for trace in reading.items(results, "traces")],
         measured=facts.measured(results),
         seconds=facts.seconds(results),
+        sampled=grids.sampled(results),
     )
 
 

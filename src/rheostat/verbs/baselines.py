@@ -4,6 +4,7 @@ validation problems.
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ from rheostat.files import atomic_write, make_folder
 from rheostat.rollouts.collect import rollout_key
 from rheostat.tasks.base import Split
 from rheostat.types import FinishReason, Prompt
-from rheostat.verbs.run import Run
+from rheostat.verbs.run import Run, Sampled
 
 TURN_PROMPTS, TURN_SAMPLES = 64, 2  # that TURN looks at for each temperature, and completions of each
 EDT = {f"T0 = {t0:g}, θ = {theta:g}": (t0, theta) for t0 in (0.5, 1.0, 1.5) for theta in (0.1, 0.3, 1.0)}
@@ -81,10 +82,10 @@ class _Watched(BaseModel):
 
     temperature: float
     entropy: float
-    sampled: int
+    rollouts: int
     tokens: int
     truncated: int
-    missing: int = 0
+    seconds: float
 
 
 def _turn(run: Run) -> tuple[Strategy, dict[str, object]]:
@@ -92,37 +93,44 @@ def _turn(run: Run) -> tuple[Strategy, dict[str, object]]:
     problems = run.splits[Split.VALIDATION]
     spread = np.linspace(0, len(problems) - 1, min(TURN_PROMPTS, len(problems))).astype(int)
     prompts = [run.task.prompt(problems[index]) for index in spread]
-    watched = []
+    watched, fresh = [], 0
     total = len(TEMPERATURES) * len(prompts) * TURN_SAMPLES
     with run.phase("rollouts TURN"), run.console.progress("TURN", total, "") as bar:
         for done, temperature in enumerate(TEMPERATURES, start=1):
-            watched.append(_watched(run, prompts, temperature))
+            own, is_fresh = _watched(run, prompts, temperature)
+            watched.append(own)
+            fresh += own.rollouts * is_fresh
             bar(done * len(prompts) * TURN_SAMPLES, total, 0)
-    run.sweeps += watched
+    rollouts, tokens, truncated = (
+        sum(getattr(own, name) for own in watched) for name in ("rollouts", "tokens", "truncated")
+    )
+    seconds = round(sum(own.seconds for own in watched), 6)
+    run.sampled["TURN, entropies"] = Sampled(rollouts, fresh, tokens, truncated, 0, seconds)
     entropy_T = [own.entropy for own in watched]
     temperature = turning_point(TEMPERATURES, entropy_T, Aggregation.BEST_OF_N)
     curve = [round(value, 6) for value in entropy_T]
     return Strategy(temperature), {"chosen": f"T = {temperature:g}", "temperatures": TEMPERATURES, "entropy": curve}
 
 
-def _watched(run: Run, prompts: Sequence[Prompt], temperature: float) -> _Watched:
-    """The entropy at one temperature, from the run's folder where it is there: ``turn/<hash>.json``, named by a hash
-    of everything that shapes the completions."""
+def _watched(run: Run, prompts: Sequence[Prompt], temperature: float) -> tuple[_Watched, bool]:
+    """What there is to see at one temperature, and if it was sampled now: from the run's folder where it is there,
+    ``turn/<hash>.json``, named by a hash of everything that shapes the completions."""
     seed, most, order = run.config.seed, run.task.max_tokens, run.config.order
     samples = range(TURN_SAMPLES)
     requests = [Request(prompt, Strategy(temperature), n, seed, most) for prompt in prompts for n in samples]
     keys = "\n".join(rollout_key(run.engine.info, order, request) for request in requests)
     path = make_folder(run.out / "turn") / f"{hashlib.blake2b(keys.encode(), digest_size=16).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError):  # not there, or damaged: measured anew
-        return _Watched.model_validate_json(path.read_bytes())
-    observer = TokenEntropy()
+        return _Watched.model_validate_json(path.read_bytes()), False
+    start, observer = time.perf_counter(), TokenEntropy()
     completions = run.engine.generate(requests, order=order, observer=observer)
     watched = _Watched(
         temperature=temperature,
         entropy=float(observer.mean_N(len(requests)).mean()),
-        sampled=len(completions),
+        rollouts=len(completions),
         tokens=sum(len(completion.token_ids) for completion in completions),
         truncated=sum(completion.finish_reason is FinishReason.LENGTH for completion in completions),
+        seconds=round(time.perf_counter() - start, 6),
     )
     atomic_write(path, watched.model_dump_json())
-    return watched
+    return watched, True

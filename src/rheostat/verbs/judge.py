@@ -173,8 +173,16 @@ def judge(
             assert isinstance(policy, AdaptiveDecoding)
             results |= behaviour(run.engine, run.task, problems, policy, first, run.config.seed)
     results["wall_seconds"] = dict(run.wall_seconds)
-    results["milliseconds_per_token"] = dict(run.milliseconds_per_token)
+    results["milliseconds_per_token"] = _rates(run, [*rivals.sequence, *tuned.strategies, MIXED])
     return results
+
+
+def _rates(run: Run, applying: Sequence[str]) -> dict[str, float]:
+    """Milliseconds per token of everything sampled; who applies strategies has the rate of their sweep, in which they
+    shared batches."""
+    rates = run.milliseconds_per_token
+    swept = rates.get(f"strategies on {Split.TEST}")
+    return rates | ({} if swept is None else dict.fromkeys(applying, swept))
 
 
 def _token_sweeps(
