@@ -174,11 +174,11 @@ def test_the_demo_writes_results_report_and_adapters_and_they_are_usable(
     assert "<html" in (out / "report.html").read_text()
     policies = {row["policy"] for row in printed["rows"]}
     assert {"adapter with budget", "adapter without budget", "BEST", "MIXED", "greedy"} <= policies
-    assert {row["k"] for row in printed["rows"]} == {1, 2, 4, 8, "mean"}
+    assert {row["k"] for row in printed["rows"]} == {1, 2, 4, 8, "mean", "area"}
     token = printed["token"]
     assert (printed["kind"], token["kind"]) == ("sequence", "token")
     assert {row["policy"] for row in token["rows"]} >= {"adapter with budget", "BEST", "MIXED", "greedy"}
-    assert {row["k"] for row in token["rows"]} == {1, 2, "mean"}
+    assert {row["k"] for row in token["rows"]} == {1, 2, "mean", "area"}
     assert [line["step"] for line in token["training"]["adapter with budget"]["history"]] == [0, 1, 2, 3]
     assert (token["config"]["seed"], token["config"]["model"]) == (0, "fake")
     assert token["wall_seconds"]["training"] > 0
@@ -354,7 +354,7 @@ def test_token_adapters_are_evaluated_alone_and_together(
     alone, both = (results["rows"] for results in found)
     assert found[0]["kind"] == "token"
     assert found[0]["task"] == "steps"  # the one that the adapter was trained on
-    assert {row["k"] for row in alone} == {1, 2, "mean"}
+    assert {row["k"] for row in alone} == {1, 2, "mean", "area"}
     assert {row["policy"] for row in both} == {row["policy"] for row in alone} | {names[1]}
     assert alone == [row for row in both if row["policy"] != names[1]]
     most = 32  # the token budget of "steps"
@@ -380,7 +380,7 @@ def test_adapters_of_two_levels_are_judged_together(
     for name in of_the_paper:
         rows = [[row for row in found["rows"] if row["policy"] == name] for found in (plain, results)]
         assert rows[0] == rows[1]
-        assert {row["k"] for row in rows[0]} == {1, 3, "mean"}
+        assert {row["k"] for row in rows[0]} == {1, 3, "mean", "area"}
     assert results["budgets"] == [1, 3]  # budgets that neither was trained for
     assert {row["policy"] for row in results["rows"]} >= {*names, "oracle", "T=0.9", "T=1.25"}
     assert (names[1], names[0]) in {(d["policy"], d["baseline"]) for d in results["differences"]}

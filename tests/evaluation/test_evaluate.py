@@ -20,6 +20,8 @@ from rheostat.evaluation.evaluate import Comparison, Row, compare, groups_of
 from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_judged
 from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.statistics import (
+    Interval,
+    bootstrap_interval,
     equivalent_samples,
     holm,
     maj_at_k,
@@ -96,7 +98,14 @@ def compared(commit: bool = False) -> Comparison:
 
 def with_mean(values: dict[int, list[float]]) -> dict[int | str, NDArray[np.float64]]:
     arrays: dict[int | str, NDArray[np.float64]] = {k: np.array(own) for k, own in values.items()}
-    return arrays | {"mean": (arrays[1] + arrays[2]) / 2}
+    mean = (arrays[1] + arrays[2]) / 2  # of two budgets the area is the same
+    return arrays | {"mean": mean, "area": mean}
+
+
+def interval_of(k: int | str, values_P: NDArray[np.float64]) -> Interval:
+    """The area has a bootstrap interval; where all problems are alike it would be empty."""
+    drawn = k == "area" and len(set(values_P.tolist())) > 1
+    return bootstrap_interval(lambda mean: mean, values_P) if drawn else proportion_interval(values_P)
 
 
 def expected(commit: bool) -> dict[tuple[str, str], dict[int | str, NDArray[np.float64]]]:
@@ -119,11 +128,11 @@ def numbers(row: object) -> tuple[float, float, float]:
 def test_rows_by_hand(commit: bool) -> None:
     rows = {(row.policy, row.kind, row.k): row for row in compared(commit).rows}
     values = expected(commit)
-    assert set(rows) == {(*name, k) for name in values for k in (1, 2, "mean")}
+    assert set(rows) == {(*name, k) for name in values for k in (1, 2, "mean", "area")}
     for (policy_name, kind, k), row in rows.items():
         values_P = values[policy_name, kind][k]
         assert numbers(row)[0] == pytest.approx(values_P.mean(), abs=1e-6)
-        interval = proportion_interval(values_P)
+        interval = interval_of(k, values_P)
         assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
         assert (row.n_problems, row.n_samples, row.member) == (2, 4, None)
 
@@ -136,19 +145,26 @@ def test_a_few_estimates_in_figures() -> None:
     assert estimate["adapter", "mean"] == 0.480208
     assert estimate["BEST", "mean"] == 0.5
     assert estimate["MIXED", 2] == 0.583333
-    assert {row.k: row.estimate for row in committed.rows if row.policy == "adapter"} == {1: 0.75, 2: 0.25, "mean": 0.5}
+    assert {row.k: row.estimate for row in committed.rows if row.policy == "adapter"} == {
+        1: 0.75,
+        2: 0.25,
+        "mean": 0.5,
+        "area": 0.5,
+    }
 
 
 def test_best_is_chosen_on_validation_even_where_test_would_choose_otherwise() -> None:
     def chosen(comparison: Comparison, name: str) -> dict[int | str, str | None]:
         return {row.k: row.chosen for row in comparison.rows if row.policy == name}
 
-    assert chosen(compared(), "BEST") == {1: COLD, 2: WARM, "mean": None}
-    assert chosen(compared(), "best single strategy") == {1: COLD, 2: COLD, "mean": COLD}
-    assert chosen(compared(), "MIXED") == chosen(compared(), "adapter") == {1: None, 2: None, "mean": None}
+    assert chosen(compared(), "BEST") == {1: COLD, 2: WARM, "mean": None, "area": None}
+    assert chosen(compared(), "best single strategy") == {1: COLD, 2: COLD, "mean": COLD, "area": COLD}
+    assert (
+        chosen(compared(), "MIXED") == chosen(compared(), "adapter") == {1: None, 2: None, "mean": None, "area": None}
+    )
     on_test = compare_prompts(sweep_of(TEST_RIGHT), sweep_of(TEST_RIGHT), {}, commit=False)
-    assert chosen(on_test, "BEST") == {1: WARM, 2: WARM, "mean": None}
-    assert chosen(on_test, "best single strategy") == {1: WARM, 2: WARM, "mean": WARM}
+    assert chosen(on_test, "BEST") == {1: WARM, 2: WARM, "mean": None, "area": None}
+    assert chosen(on_test, "best single strategy") == {1: WARM, 2: WARM, "mean": WARM, "area": WARM}
 
 
 @pytest.mark.parametrize("commit", [False, True])
@@ -172,7 +188,7 @@ def test_rows_by_member() -> None:
         (row.member, row.policy, row.k): row for row in compared().by_member
     }
     values = expected(commit=False)
-    assert len(got) == 2 * len(values) * 3
+    assert len(got) == 2 * len(values) * 4
     for (member, policy_name, k), row in got.items():
         of_problem = values[policy_name, row.kind][k][["sums", "words"].index(str(member))]
         assert row.estimate == pytest.approx(of_problem, abs=1e-6)
@@ -305,9 +321,9 @@ def token_compared(cot: tuple[bool, bool] = (False, False), kind: str = "adapter
 
 def test_token_rows_by_hand() -> None:
     rows = {(row.policy, row.kind, row.k): row for row in token_compared().rows}
-    assert set(rows) == {(*name, k) for name in TOKEN for k in (1, 2, "mean")}
+    assert set(rows) == {(*name, k) for name in TOKEN for k in (1, 2, "mean", "area")}
     for (name, kind, k), row in rows.items():
-        interval = proportion_interval(TOKEN[name, kind][k])
+        interval = interval_of(k, TOKEN[name, kind][k])
         assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
         assert (row.n_problems, row.n_samples, row.style) == (2, 4, None)
     assert rows["aware", "adapter", 2].estimate == 0.85
@@ -411,6 +427,28 @@ def test_accuracy_within_tokens() -> None:
     assert within["adapter"].accuracy == pytest.approx((0, np.mean(DRAWN[1]), np.mean(DRAWN[1])), abs=1e-6)
     assert within["adapter"].area[0] == pytest.approx(0.75 * np.mean(DRAWN[1]), abs=1e-6)  # rises over the first of two
     assert "oracle" not in within
+
+
+def test_the_area_over_parallel_budgets_counts_doublings() -> None:
+    """Cold is right in 4 and in none of 8 samples: of three heights the middle one counts as much as both others."""
+    test = sweep_of(TEST_RIGHT)
+    arrays = ("rewards_PAS", "length_PAS", "truncated_PAS", "label_PAS")
+    test = replace(test, **{name: np.tile(getattr(test, name), 2) for name in arrays})
+    budgets = (1, 2, 4)
+    got = {}
+    for chosen in (budgets, (1, 4), (2,)):
+        measured = Measured.of(test, chosen, GRID)
+        mixed = {"MIXED": measured.uniform("mixed", SPACE, chosen)}
+        rows = compare(test, measured, {}, mixed, groups_of(test.problems, [False] * 2)).rows
+        got[chosen] = {(row.policy, row.k): row for row in rows}
+    of_cold_P = {1: [1 / 2, 0], 2: [1 - 6 / 28, 0], 4: [1 - 1 / 70, 0]}
+    mean = {k: np.mean(values_P) for k, values_P in of_cold_P.items()}
+    for k in budgets:
+        assert got[budgets][COLD, k].estimate == pytest.approx(mean[k], abs=1e-6)
+    assert got[budgets][COLD, "area"].estimate == pytest.approx((mean[1] / 2 + mean[2] + mean[4] / 2) / 2, abs=1e-6)
+    assert got[1, 4][COLD, "area"].estimate == pytest.approx((mean[1] + mean[4]) / 2, abs=1e-6)
+    assert (COLD, "area") not in got[2,]
+    assert got[budgets][COLD, "area"].low < got[budgets][COLD, "area"].estimate < got[budgets][COLD, "area"].high
 
 
 def test_groups_by_level_and_subject() -> None:

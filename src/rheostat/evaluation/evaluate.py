@@ -20,6 +20,7 @@ from rheostat.rollouts.sweep import Sweep
 from rheostat.statistics import (
     Interval,
     area_under_curve,
+    bootstrap_interval,
     equivalent_samples,
     holm,
     oracle_at_k,
@@ -36,13 +37,15 @@ Groups = Mapping[str, Mapping[str, Bool[NDArray[np.bool_], " P"]]]
 
 BEST, SINGLE, ORACLE = "BEST", "best single strategy", "oracle"
 MIXED, MIXED_PER_TOKEN = "MIXED", "MIXED per token"
+AREA = "area"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One number of the results: a policy's pass@k with its 95 % interval, clustered by problem.
 
-    ``k`` is a budget, or ``mean`` for the average over the budgets. ``chosen``: the strategy that validation chose.
+    ``k`` is a budget, ``mean`` for the average over the budgets, or ``area`` for that over log2 of the budget: the area
+    under the curve over its width, where there are several budgets. ``chosen``: the strategy that validation chose.
     ``member``, ``style``, ``level`` or ``subject``: the group of problems, where the row is that of a group.
     """
 
@@ -254,7 +257,7 @@ class _Choice:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Everything that is compared under one metric, in the order of the results; ``values`` with the mean over k."""
+    """Everything that is compared under one metric, in the order of the results; ``values`` with mean and area."""
 
     judged: Mapping[str, Judged]
     values: Mapping[str, Mapping[int | str, PerProblem]]
@@ -278,7 +281,7 @@ class _Table:
             judged[ORACLE] = replace(plain, kind="oracle", solved=oracle, tokens=None, within_PT=None)
         for a, name in enumerate(choice.names):
             judged[name] = measured.static("static", dict.fromkeys(budgets, a))
-        return cls(judged, {name: _with_mean(metric(own)) for name, own in judged.items()}, list(policies), choice)
+        return cls(judged, {name: _summed_up(metric(own)) for name, own in judged.items()}, list(policies), choice)
 
     def rows(self, own_P: Any = slice(None), **group: Any) -> list[Row]:
         """Of the problems ``own_P``, which are those of ``group``."""
@@ -289,7 +292,7 @@ class _Table:
             )
             for name, judged in self.judged.items()
             for k, value_P in self.values[name].items()
-            for share in [proportion_interval(value_P[own_P])]
+            for share in [_interval(k, value_P[own_P])]
         ]
 
     def differences(self) -> list[Difference]:
@@ -301,6 +304,7 @@ class _Table:
                 for name in self.policies
                 if name != rival and (self.judged[name].kind == "adapter" or rival not in self.policies)
                 for k in self.values[name]
+                if k != AREA
             ]
             if found:
                 corrected_N = holm([item.p for item in found])
@@ -308,9 +312,19 @@ class _Table:
         return differences
 
 
-def _with_mean(solved: Mapping[int, PerProblem]) -> dict[int | str, PerProblem]:
+def _summed_up(solved: Mapping[int, PerProblem]) -> dict[int | str, PerProblem]:
+    """With the mean over the budgets, and over their logarithms."""
+    values_PK, budgets = np.stack(list(solved.values()), axis=1), list(solved)
     found: dict[int | str, PerProblem] = dict(solved.items())
-    return found | {"mean": np.mean(list(solved.values()), axis=0)}
+    found["mean"] = values_PK.mean(1)
+    return found | ({AREA: area_under_curve(values_PK, budgets)} if len(budgets) > 1 else {})
+
+
+def _interval(k: int | str, value_P: PerProblem) -> Interval:
+    """The interval of a share; of an area the bootstrap's, as long as problems differ and resamples with them."""
+    if k == AREA and np.ptp(value_P) > 0:
+        return bootstrap_interval(lambda mean: mean, value_P)
+    return proportion_interval(value_P)
 
 
 def _rivals(table: Mapping[str, Judged]) -> list[str]:
