@@ -107,14 +107,14 @@ def test_the_plan_of_an_evaluation_knows_its_baselines(
     assert sum(asked) == plan["rollouts"]  # no temperature of TURN's is 0.35
 
 
-def test_a_temperature_of_turns_that_is_measured_anyway_is_planned_twice(
+def test_a_temperature_of_turns_that_is_measured_anyway_is_planned_again(
     tmp_path: Path, asked: list[int], capsys: Capture
 ) -> None:
     strategies = " ".join(f"T={n / 10:g}" for n in range(1, 16))
     words = f"evaluate --model fake --task gcd {SIZES} --strategies {strategies} --baselines turn --out".split()
     plan = plan_of([*words, str(tmp_path)], capsys)
     assert cli.main([*words, str(tmp_path)]) == 0, capsys.readouterr().err
-    assert 0.9 * plan["rollouts"] < sum(asked) < plan["rollouts"]
+    assert 0.85 * plan["rollouts"] < sum(asked) < plan["rollouts"]
 
 
 def test_tokens_memory_and_hours_follow(capsys: Capture) -> None:

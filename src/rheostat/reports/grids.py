@@ -194,7 +194,8 @@ def tuned(results: Results) -> Grid:
         values += [
             f"T = {temperature:g}: {entropy:.3g} nats" for temperature, entropy in curve if number(entropy) is not None
         ]
-        out.append([name_cell(name), name_cell(found.get("chosen")), Cell(", ".join(values))])
+        voting = f"for votes {found['majority']}" if found.get("majority") else ""
+        out.append([name_cell(name), name_cell(found.get("chosen"), voting), Cell(", ".join(values))])
     return Grid(["baseline", "chosen", "out of"], out)
 
 

@@ -26,7 +26,13 @@ from rheostat.verbs.run import Run, Sampled
 
 TURN_PROMPTS, TURN_SAMPLES = 64, 2  # that TURN looks at for each temperature, and completions of each
 EDT = {f"T0 = {t0:g}, θ = {theta:g}": (t0, theta) for t0 in (0.5, 1.0, 1.5) for theta in (0.1, 0.3, 1.0)}
-DYNAMIC = {f"T = {low:g} to {high:g}": (low, high) for low, high in ((0, 1), (0, 1.5), (0.5, 1), (0.5, 1.5))}
+_AS_LLAMA_CPP = Strategy(top_k=40, top_p=0.95, min_p=0.05)  # its defaults
+DYNAMIC = {
+    f"T = {low:g} to {high:g}, e = {exponent:g}{str(cut).removeprefix('T=1')}": (low, high, exponent, cut)
+    for low, high in ((0, 1), (0, 1.5), (0.5, 1), (0.5, 1.5))
+    for exponent in (1, 0.5)
+    for cut in (Strategy(), _AS_LLAMA_CPP)
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,13 @@ class Tuned:
 
     Attributes:
         strategies: those that are one strategy.
+        majority: of these, the strategy whose samples vote (maj@k).
         policies: those that are token-level policies.
         chosen: how each was chosen, for the results.
     """
 
     strategies: Mapping[str, Strategy] = field(default_factory=dict)
+    majority: Mapping[str, Strategy] = field(default_factory=dict)
     policies: Mapping[str, NamedPolicy] = field(default_factory=dict)
     chosen: Mapping[str, object] = field(default_factory=dict)
 
@@ -47,10 +55,11 @@ class Tuned:
 def tune(run: Run, baselines: Sequence[Baseline], budgets: Sequence[int], samples: int) -> Tuned:
     """Choose each baseline's parameters on the validation problems, ``samples`` completions each."""
     strategies: dict[str, Strategy] = {}
+    majority: dict[str, Strategy] = {}
     policies: dict[str, NamedPolicy] = {}
     chosen: dict[str, object] = {}
     if Baseline.TURN in baselines:
-        strategies["TURN"], chosen["TURN"] = _turn(run)
+        strategies["TURN"], majority["TURN"], chosen["TURN"] = _turn(run)
     if Baseline.EDT in baselines:
         edt = {name: EntropyBasedTemperature(*values) for name, values in EDT.items()}
         policies["EDT"], chosen["EDT"] = _best(run, "EDT", edt, budgets, samples)
@@ -58,7 +67,7 @@ def tune(run: Run, baselines: Sequence[Baseline], budgets: Sequence[int], sample
         dynamic = {name: DynamicTemperature(*values) for name, values in DYNAMIC.items()}
         name = "dynamic temperature"
         policies[name], chosen[name] = _best(run, name, dynamic, budgets, samples)
-    return Tuned(strategies, policies, chosen)
+    return Tuned(strategies, majority, policies, chosen)
 
 
 def _best(
@@ -88,8 +97,8 @@ class _Watched(BaseModel):
     seconds: float
 
 
-def _turn(run: Run) -> tuple[Strategy, dict[str, object]]:
-    """TURN's temperature for best-of-N, which is what pass@k asks for; verdicts are not looked at."""
+def _turn(run: Run) -> tuple[Strategy, Strategy, dict[str, object]]:
+    """TURN's temperatures for best-of-N, which is what pass@k asks for, and for voting; verdicts are not looked at."""
     problems = run.splits[Split.VALIDATION]
     spread = np.linspace(0, len(problems) - 1, min(TURN_PROMPTS, len(problems))).astype(int)
     prompts = [run.task.prompt(problems[index]) for index in spread]
@@ -107,9 +116,12 @@ def _turn(run: Run) -> tuple[Strategy, dict[str, object]]:
     seconds = round(sum(own.seconds for own in watched), 6)
     run.sampled["TURN, entropies"] = Sampled(rollouts, fresh, tokens, truncated, 0, seconds)
     entropy_T = [own.entropy for own in watched]
-    temperature = turning_point(TEMPERATURES, entropy_T, Aggregation.BEST_OF_N)
-    curve = [round(value, 6) for value in entropy_T]
-    return Strategy(temperature), {"chosen": f"T = {temperature:g}", "temperatures": TEMPERATURES, "entropy": curve}
+    best, voting = (
+        turning_point(TEMPERATURES, entropy_T, own) for own in (Aggregation.BEST_OF_N, Aggregation.MAJORITY)
+    )
+    chosen: dict[str, object] = {"chosen": f"T = {best:g}", "majority": f"T = {voting:g}"}
+    curve = {"temperatures": TEMPERATURES, "entropy": [round(value, 6) for value in entropy_T]}
+    return Strategy(best), Strategy(voting), chosen | curve
 
 
 def _watched(run: Run, prompts: Sequence[Prompt], temperature: float) -> tuple[_Watched, bool]:

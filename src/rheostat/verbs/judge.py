@@ -1,7 +1,7 @@
 """Judging: adapters of both levels and static strategies on the same test problems; what ``results.json`` says."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ def evaluate(
     with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run:
         budgets = config.judged_budgets
         tuned = tune(run, config.baselines, budgets, config.samples.validation)
-        space = ActionSpace(tuple(dict.fromkeys((*config.space, *tuned.strategies.values()))), config.order)
+        more = (*tuned.strategies.values(), *tuned.majority.values())
+        space = ActionSpace(tuple(dict.fromkeys((*config.space, *more))), config.order)
         on_validation = run.sweep(Split.VALIDATION, space, config.samples.validation)
         on_test = run.sweep(Split.TEST, space, config.samples.test)
         results = judge(run, budgets, on_validation, on_test, rivals, tuned)
@@ -144,7 +145,11 @@ def judge(
         kind = "adapter" if isinstance(rivals.token.get(name), AdaptiveDecoding) else "baseline"
         policies[name] = token_judged(kind, own, measured.grid)
     for name, strategy in tuned.strategies.items():
-        policies[name] = measured.static("baseline", dict.fromkeys(budgets, space.strategies.index(strategy)))
+        alone, voting = (
+            measured.static("baseline", dict.fromkeys(budgets, space.strategies.index(own)))
+            for own in (strategy, tuned.majority[name])
+        )
+        policies[name] = replace(alone, majority=voting.majority)
     spaces = rivals.mixed(run.config.space)
     mixed = {MIXED: measured.uniform("mixed", spaces[MIXED], budgets)}
     if MIXED_PER_TOKEN in spaces:

@@ -163,14 +163,14 @@ def _token_policies(problems: int, samples: int, budgets: Sequence[int], see_bud
 
 
 def _baselines(config: EvaluateConfig) -> Phases:
-    """What baselines sample: TURN's temperatures on validation prompts and the one that it finds on both splits, as
-    long as that is none of the strategies; the settings of the others on validation, and the best on test."""
+    """What baselines sample: TURN's temperatures on validation prompts, and the two that it finds on both splits unless
+    they are measured anyway; the settings of the others on validation, and the best on test."""
     problems, samples = config.problems, config.samples
     validation, test = problems.validation * samples.validation, problems.test * samples.test
     phases: Phases = []
     if Baseline.TURN in config.baselines:
         watched = len(TEMPERATURES) * min(TURN_PROMPTS, problems.validation) * TURN_SAMPLES
-        phases += [("TURN, entropies", watched), ("TURN's temperature, validation and test", validation + test)]
+        phases += [("TURN, entropies", watched), ("TURN's strategies, validation and test", 2 * (validation + test))]
     for baseline, name, settings in ((Baseline.EDT, "EDT", EDT), (Baseline.DYNAMIC, "dynamic temperature", DYNAMIC)):
         if baseline in config.baselines:
             phases += [(f"{name}, validation", len(settings) * validation), (f"{name}, test", test)]
