@@ -32,7 +32,7 @@ from rheostat.statistics import (
     sign_test,
     tokens_per_solved,
 )
-from rheostat.types import Problem
+from rheostat.types import Problem, Prompt
 
 COLD, WARM = "T=0.5", "T=1"
 SPACE = ActionSpace((Strategy(0.5), Strategy(1.0)))
@@ -88,7 +88,7 @@ def compare_prompts(
         for name, adapter in adapters.items()
     }
     mixed = {"MIXED": measured.uniform("mixed", space or test.space, BUDGETS)}
-    groups = groups_of(test.problems, [False] * len(test.problems))
+    groups = groups_of(test.problems, ["direct"] * len(test.problems))
     return compare(validation, measured, judged, mixed, groups)
 
 
@@ -311,7 +311,10 @@ def compare_tokens(
     kinds = {name: kind if number == 1 else "adapter" for number, name in enumerate(sweeps)}
     judged = {name: token_judged(kinds[name], own, GRID) for name, own in sweeps.items()}
     at_random = {"MIXED": token_judged("mixed", dict.fromkeys(BUDGETS, mixed), GRID)}
-    measured, groups = Measured.of(test, BUDGETS, GRID), groups_of(test.problems, cot)
+    measured, groups = (
+        Measured.of(test, BUDGETS, GRID),
+        groups_of(test.problems, ["cot" if asked else "direct" for asked in cot]),
+    )
     return compare(sweep_of(VALIDATION_RIGHT), measured, judged, at_random, groups)
 
 
@@ -397,7 +400,11 @@ def test_costs_by_hand() -> None:
     half = {k: np.full((2, 2), 0.5) for k in BUDGETS}
     judged = {"half": measured.mixture("adapter", half)}
     got = compare(
-        validation, measured, judged, {"MIXED": measured.mixture("mixed", half)}, groups_of(test.problems, [False] * 2)
+        validation,
+        measured,
+        judged,
+        {"MIXED": measured.mixture("mixed", half)},
+        groups_of(test.problems, ["direct"] * 2),
     )
     cost = {(c.policy, c.k): c for c in got.costs}
     assert (cost["greedy", 1].tokens, cost["greedy", 2].tokens) == (3, 3)
@@ -439,7 +446,7 @@ def test_the_area_over_parallel_budgets_counts_doublings() -> None:
     for chosen in (budgets, (1, 4), (2,)):
         measured = Measured.of(test, chosen, GRID)
         mixed = {"MIXED": measured.uniform("mixed", SPACE, chosen)}
-        rows = compare(test, measured, {}, mixed, groups_of(test.problems, [False] * 2)).rows
+        rows = compare(test, measured, {}, mixed, groups_of(test.problems, ["direct"] * 2)).rows
         got[chosen] = {(row.policy, row.k): row for row in rows}
     of_cold_P = {1: [1 / 2, 0], 2: [1 - 6 / 28, 0], 4: [1 - 1 / 70, 0]}
     mean = {k: np.mean(values_P) for k, values_P in of_cold_P.items()}
@@ -456,9 +463,16 @@ def test_groups_by_level_and_subject() -> None:
         Problem(f"p{i}", "math", "math", f"q{i}", "a", {"level": f"Level {1 + i % 2}", "type": "Algebra"})
         for i in range(4)
     ]
-    groups = groups_of(problems, [True] * 4)
+    groups = groups_of(problems, ["cot"] * 4)
     assert set(groups) == {"member", "level"}  # one subject, one style: nothing to tell apart
     assert groups["level"]["Level 2"].tolist() == [False, True, False, True]
+    prompts = [Prompt("p", "?", (), cot, thinking) for cot, thinking in ((False, True), (True, False), (False, False))]
+    styles = groups_of(problems[:3], [prompt.style for prompt in prompts])["style"]
+    assert {name: own_P.tolist().index(True) for name, own_P in styles.items()} == {
+        "thinking": 0,
+        "cot": 1,
+        "direct": 2,
+    }
 
 
 def test_a_judged_policy_keeps_what_it_was_given() -> None:
@@ -480,7 +494,7 @@ def test_majorities_have_their_own_best_and_no_oracle() -> None:
     measured = Measured.of(sweep, (1, 3), GRID)
     mixed = {"MIXED": measured.uniform("mixed", SPACE, (1, 3))}
     policies = {"half": measured.mixture("adapter", {1: np.eye(2), 3: np.array([[0.25, 0.75], [1, 0]])})}
-    got = compare(sweep, measured, policies, mixed, groups_of(sweep.problems, [False, False])).majority
+    got = compare(sweep, measured, policies, mixed, groups_of(sweep.problems, ["direct"] * 2)).majority
     assert got is not None
     alone = np.array([maj_at_k(label_PAS[:, a], np.zeros(2, dtype=int), 3) for a in range(2)])
     rows = {(row.policy, row.k): row for row in got.rows}

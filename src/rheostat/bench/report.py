@@ -75,7 +75,7 @@ def make_run(folder: Path) -> int:
     measured = Measured.of(test, _BUDGETS, token_grid(_LONGEST))
     mixed = {MIXED: measured.uniform("mixed", space, _BUDGETS)}
     ours = {"adapter with budget": measured.static("adapter", dict(zip(_BUDGETS, (5, 0, 0, 3), strict=True)))}
-    groups = groups_of(test.problems, [False] * len(test.problems))
+    groups = groups_of(test.problems, ["direct"] * len(test.problems))
     results = {
         "kind": "sequence",
         "format": FORMAT,

@@ -142,12 +142,12 @@ class Comparison:
         return asdict(self)
 
 
-def groups_of(problems: Sequence[Problem], cot: Sequence[bool]) -> Groups:
-    """By data set, by prompt style, and by level and subject where problems have these; a property with one value is
-    left out, but for the data set."""
+def groups_of(problems: Sequence[Problem], styles: Sequence[str]) -> Groups:
+    """By data set, by prompt style (:attr:`rheostat.types.Prompt.style`), and by level and subject where problems have
+    these; a property with one value is left out, but for the data set."""
     properties: dict[str, list[str | None]] = {
         "member": [problem.member for problem in problems],
-        "style": ["cot" if asked else "direct" for asked in cot],
+        "style": list(styles),
         "level": [_text(problem.metadata.get("level")) for problem in problems],
         "subject": [_text(problem.metadata.get("type")) for problem in problems],
     }

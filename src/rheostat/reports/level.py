@@ -17,12 +17,12 @@ from rheostat.reports.trace import view
 
 ORDERS = {"vllm": "temperature, min-p, top-k, top-p", "transformers": "temperature, top-k, top-p, min-p"}
 _GROUPS = {  # key of the results: (field of a row, what one of them is called, heading)
-    "by_style": ("style", "prompt style", "With and without a chain of thought"),
+    "by_style": ("style", "prompt style", "By prompt style"),
     "by_member": ("member", "kind of problem", "The adapter and BEST, by kind of problem"),
     "by_level": ("level", "level", "The adapter and BEST, by level of difficulty"),
     "by_subject": ("subject", "subject", "The adapter and BEST, by subject"),
 }
-_STYLES = {"cot": "with a chain of thought", "direct": "answer only"}
+_STYLES = {"thinking": "thinking first", "cot": "with a chain of thought", "direct": "answer only"}
 _HEADINGS = {
     "compared": "What was compared",
     "curve": "Accuracy against parallel budget",

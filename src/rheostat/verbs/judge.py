@@ -139,7 +139,7 @@ def judge(
         sweeps[name] = dict.fromkeys(budgets, run.sample(name, problems, policy, 1, samples))
     longest = max(int(on_test.length_PAS.max()), 1)
     measured = Measured.of(on_test, budgets, token_grid(longest))
-    groups = groups_of(problems, [run.task.prompt(problem).cot for problem in problems])
+    groups = groups_of(problems, [run.task.prompt(problem).style for problem in problems])
     policies, choices = _sequence_level(run, rivals, measured, budgets, groups)
     for name, own in sweeps.items():
         kind = "adapter" if isinstance(rivals.token.get(name), AdaptiveDecoding) else "baseline"
