@@ -255,7 +255,9 @@ def _report(arguments: Report, console: Console) -> object:
 
     result = report(arguments.run, arguments.out)
     for folder in result["partial"]:
-        console.say(f"{folder} has no results: the page shows what is there")
+        console.say(
+            f"{folder} has no results, or those of a run before the interrupted one: the page shows what is there"
+        )
     console.say(f"{result['report']}, {len(result['figures'])} files in {Path(result['report']).parent / 'figures'}")
     return result
 

@@ -132,12 +132,14 @@ def test_killed_at_any_temperature_turn_repeats_that_one_alone(tmp_path: Path) -
     dying = Counting(dies=5)
     with pytest.raises(KeyboardInterrupt):
         judged(file, out, Baseline.TURN, engine=dying)
+    assert json.loads((out / "unfinished.json").read_text()) == config(file, Baseline.TURN).model_dump(mode="json")
     damaged = next(iter((out / "turn").glob("*.json")))
     damaged.write_text(damaged.read_text()[:9])
     engine = Counting()
     found = judged(file, out, Baseline.TURN, engine=engine)
     assert engine.asked[: 14 - 4] == [2 * VALIDATION] * (14 - 4)
     assert (found["tuned"], found["counts"], found["rows"]) == (whole["tuned"], whole["counts"], whole["rows"])
+    assert not (out / "unfinished.json").exists()
 
 
 # --- Chosen on validation, and on nothing else ---

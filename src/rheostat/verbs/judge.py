@@ -117,7 +117,7 @@ def evaluate(
     config: EvaluateConfig, out: Path, console: Console, rivals: Rivals, engine: Engine | None = None
 ) -> dict[str, Any]:
     """`rheostat evaluate`: sample what the store lacks, compare, write results and report."""
-    with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run:
+    with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run, run.under_way():
         budgets = config.judged_budgets
         tuned = tune(run, config.baselines, budgets, config.samples.validation)
         more = (*tuned.strategies.values(), *tuned.majority.values())

@@ -22,7 +22,7 @@ def evaluate_policies(
     config: PolicyRunConfig, out: Path, console: Console, engine: Engine | None = None
 ) -> dict[str, Any]:
     """`rheostat evaluate --policy`: pass@k of each strategy, overall, by data set and by prompt style."""
-    with open_run(config, out, console, engine) as run:
+    with open_run(config, out, console, engine) as run, run.under_way():
         sweep = run.sweep(Split.TEST, config.space, config.samples)
         styles = [run.task.prompt(problem).style for problem in sweep.problems]
         groups = {"all": np.ones(len(styles), dtype=bool)}

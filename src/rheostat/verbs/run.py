@@ -35,7 +35,7 @@ from rheostat.engines.machine import use_usable_cores
 from rheostat.environment import machine, versions
 from rheostat.errors import ConfigError
 from rheostat.files import atomic_write, make_folder
-from rheostat.reports.folders import FORMAT
+from rheostat.reports.folders import FORMAT, UNFINISHED
 from rheostat.reports.page import write_report
 from rheostat.rollouts.store import RolloutStore
 from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep, sweep_policy
@@ -164,6 +164,14 @@ class Run:
             )
         self.sampled[what] = Sampled.of(result, len(self.store) - before)
         return result
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Leave a note in the folder until results are there: those that it may hold meanwhile are an earlier run's."""
+        note = self.out / UNFINISHED
+        atomic_write(note, self.config.model_dump_json(indent=1))
+        yield
+        note.unlink(missing_ok=True)
 
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write ``results.json`` and ``report.html``."""
