@@ -87,6 +87,10 @@ def test_help_lists_every_verb_and_every_field_has_a_description(capsys: pytest.
         (["generate", "x" * 5000, "--model", "fake"], "context"),
         (["generate", "hello", "--model", "fake", "--adapter", "nowhere/at/all"], "nowhere/at/all"),
         (["evaluate", "--model", "fake", "--adapter", "."], "adapter"),
+        (
+            ["evaluate", "--model", "fake", "--problems.validation", "0"],
+            "--problems.validation: BEST and the baselines are chosen on validation problems: at least 2 are needed",
+        ),
         (["demo", "--model", "fake", "--token.problems.test", "7"], "multiples of its 4 members"),
         (["demo", "--token.task", "chess"], "unknown task 'chess'"),
         (["demo", "--token.group", "8"], "token: group must exceed the largest parallel budget, 8"),

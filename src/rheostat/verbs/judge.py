@@ -28,7 +28,7 @@ from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.tasks.base import Split
 from rheostat.types import Problem
 from rheostat.verbs.baselines import Tuned, tune
-from rheostat.verbs.run import Run, open_run
+from rheostat.verbs.run import Run, open_run, require_own_results
 
 _NOTHING = Tuned()
 
@@ -117,6 +117,7 @@ def evaluate(
     config: EvaluateConfig, out: Path, console: Console, rivals: Rivals, engine: Engine | None = None
 ) -> dict[str, Any]:
     """`rheostat evaluate`: sample what the store lacks, compare, write results and report."""
+    require_own_results(out, "sequence")
     with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run, run.under_way():
         budgets = config.judged_budgets
         tuned = tune(run, config.baselines, budgets, config.samples.validation)

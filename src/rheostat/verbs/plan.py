@@ -1,11 +1,12 @@
 """``--dry-run``: what a command would sample, and what that takes at most. No model is loaded, no store opened."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rheostat.adapters.files import BaseModel
 from rheostat.baselines import Baseline
 from rheostat.baselines.turn import TEMPERATURES
 from rheostat.config import (
@@ -21,7 +22,7 @@ from rheostat.decoding.recording import bytes_per_token
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines import models
 from rheostat.engines.fake import FakeEngine
-from rheostat.errors import ModelError
+from rheostat.errors import AdapterError, ModelError
 from rheostat.tasks.base import Split
 from rheostat.tasks.benchmarks import BENCHMARKS
 from rheostat.tasks.choose import CUSTOM_TOKENS, TaskChoice, make_task
@@ -74,14 +75,21 @@ def plan_train_autodeco(config: AutoDecoRunConfig) -> Plan:
     return _whole("train autodeco", [_level("token", config, phases, splits=splits)])
 
 
-def plan_evaluate(config: EvaluateConfig, rivals: Rivals, absent: Sequence[str]) -> Plan:
+def plan_evaluate(
+    config: EvaluateConfig, rivals: Rivals, absent: Sequence[str], bases: Mapping[str, BaseModel]
+) -> Plan:
     """Of ``rheostat evaluate`` with adapters, or with static strategies alone.
 
     Args:
         config: what is judged.
         rivals: who is judged, of the adapters that are there.
         absent: adapters that are not there yet.
+        bases: what those that are there were trained for, by their names.
+
+    Raises:
+        AdapterError: one was trained for another model, as far as that is known without loading one.
     """
+    doubts = _check_bases(config.model, bases)
     problems, samples = config.problems, config.samples
     phases = [
         ("validation", _sweep(problems.validation, config.space, samples.validation)),
@@ -96,7 +104,7 @@ def plan_evaluate(config: EvaluateConfig, rivals: Rivals, absent: Sequence[str])
         f"adapter {name} is not there: its strategies, and a token-level one's own rollouts, are not in the plan"
         for name in absent
     ]
-    return _whole("evaluate", [level], notes)
+    return _whole("evaluate", [level], [*notes, *doubts])
 
 
 def plan_policies(config: PolicyRunConfig) -> Plan:
@@ -262,6 +270,24 @@ def _hidden_size(model: str) -> tuple[int | None, str]:
         return None, f"memory of recorded tokens is not known: {error}"
     found = content.get("hidden_size")
     return (found, "") if isinstance(found, int) else (None, f"{model}: its config.json names no hidden_size")
+
+
+def _check_bases(model: str, bases: Mapping[str, BaseModel]) -> list[str]:
+    """What loading the model will have to check."""
+    hidden, _ = _hidden_size(model) if bases else (None, "")
+    fingerprint = FakeEngine().info.fingerprint if model == "fake" else None
+    notes = []
+    for name, base in bases.items():
+        if (fingerprint or base.fingerprint) != base.fingerprint or (hidden or base.hidden_size) != base.hidden_size:
+            raise AdapterError(
+                f"{name}: this adapter was trained for {base} (hidden size {base.hidden_size}), not for {model} "
+                f"(hidden size {hidden}): give --model {base} or an adapter of {model}"
+            )
+        if model not in ("fake", base.id):
+            notes.append(
+                f"adapter {name} was trained for {base}: that {model} is the same is checked when it is loaded"
+            )
+    return notes
 
 
 def _whole(verb: str, levels: Sequence[Plan], notes: Sequence[str] = ()) -> Plan:

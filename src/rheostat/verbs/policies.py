@@ -13,7 +13,7 @@ from rheostat.files import atomic_write
 from rheostat.rollouts.sweep import Sweep
 from rheostat.statistics import proportion_interval
 from rheostat.tasks.base import Split
-from rheostat.verbs.run import open_run
+from rheostat.verbs.run import open_run, require_own_results
 
 _STYLES = {"thinking": "thinking", "cot": "with chain of thought", "direct": "without"}
 
@@ -22,6 +22,7 @@ def evaluate_policies(
     config: PolicyRunConfig, out: Path, console: Console, engine: Engine | None = None
 ) -> dict[str, Any]:
     """`rheostat evaluate --policy`: pass@k of each strategy, overall, by data set and by prompt style."""
+    require_own_results(out, "policies")
     with open_run(config, out, console, engine) as run, run.under_way():
         sweep = run.sweep(Split.TEST, config.space, config.samples)
         styles = [run.task.prompt(problem).style for problem in sweep.problems]

@@ -51,6 +51,29 @@ Config = RunConfig | TokenRunConfig | AutoDecoRunConfig | PolicyRunConfig | Sele
 WITH_BUDGET, WITHOUT_BUDGET = "adapter with budget", "adapter without budget"
 
 
+_KINDS = {
+    "sequence": "an evaluation",
+    "token": "an evaluation",
+    "policies": "fixed strategies (evaluate --policy)",
+    "selection": "a selection",
+}
+
+
+def require_own_results(out: Path, kind: str) -> None:
+    """Refuse a folder whose ``results.json`` is of another kind than the one that is about to be written.
+
+    Raises:
+        ConfigError: it is.
+    """
+    path = out / "results.json"
+    try:
+        found = json.loads(path.read_text()).get("kind")
+    except (OSError, ValueError, AttributeError):  # not there, or nothing to lose
+        return
+    if _KINDS.get(found, found) != _KINDS[kind]:
+        raise ConfigError(f"{path} holds {_KINDS.get(found, found)}, not {_KINDS[kind]}: choose another --out")
+
+
 def open_engine(model: str, engine: EngineName = "local") -> Engine:
     """The engine of a model name, folder or Hub id; ``fake`` needs no weights.
 
