@@ -13,6 +13,9 @@ import pytest
 
 from rheostat import cli
 from rheostat.arguments import Demo
+from rheostat.decoding.spaces import TABLE_13, TABLE_14
+from rheostat.reports import grids
+from rheostat.reports.reading import MISSING
 from rheostat.rollouts.store import RolloutStore
 
 SMALL = [
@@ -27,7 +30,7 @@ TRAINING = [
 ]
 SPLITS = ["--problems.train", "8", "--problems.validation", "8", "--problems.test", "8"]
 TOKEN = [*TRAINING, *SPLITS, "--samples", "4"]
-CLOCKS = ("wall_seconds", "tokens_per_second", "milliseconds_per_token")
+CLOCKS = ("wall_seconds", "tokens_per_second", "milliseconds_per_token", "seconds", "in_this_run")
 DEMO = [word.replace("--", "--token.") for word in TOKEN]
 
 
@@ -84,6 +87,10 @@ def test_help_lists_every_verb_and_every_field_has_a_description(capsys: pytest.
         (["generate", "x" * 5000, "--model", "fake"], "context"),
         (["generate", "hello", "--model", "fake", "--adapter", "nowhere/at/all"], "nowhere/at/all"),
         (["evaluate", "--model", "fake", "--adapter", "."], "adapter"),
+        (
+            ["evaluate", "--model", "fake", "--problems.validation", "0"],
+            "--problems.validation: BEST and the baselines are chosen on validation problems: at least 2 are needed",
+        ),
         (["demo", "--model", "fake", "--token.problems.test", "7"], "multiples of its 4 members"),
         (["demo", "--token.task", "chess"], "unknown task 'chess'"),
         (["demo", "--token.group", "8"], "token: group must exceed the largest parallel budget, 8"),
@@ -171,11 +178,11 @@ def test_the_demo_writes_results_report_and_adapters_and_they_are_usable(
     assert "<html" in (out / "report.html").read_text()
     policies = {row["policy"] for row in printed["rows"]}
     assert {"adapter with budget", "adapter without budget", "BEST", "MIXED", "greedy"} <= policies
-    assert {row["k"] for row in printed["rows"]} == {1, 2, 4, 8, "mean"}
+    assert {row["k"] for row in printed["rows"]} == {1, 2, 4, 8, "mean", "area"}
     token = printed["token"]
     assert (printed["kind"], token["kind"]) == ("sequence", "token")
     assert {row["policy"] for row in token["rows"]} >= {"adapter with budget", "BEST", "MIXED", "greedy"}
-    assert {row["k"] for row in token["rows"]} == {1, 2, "mean"}
+    assert {row["k"] for row in token["rows"]} == {1, 2, "mean", "area"}
     assert [line["step"] for line in token["training"]["adapter with budget"]["history"]] == [0, 1, 2, 3]
     assert (token["config"]["seed"], token["config"]["model"]) == (0, "fake")
     assert token["wall_seconds"]["training"] > 0
@@ -351,7 +358,7 @@ def test_token_adapters_are_evaluated_alone_and_together(
     alone, both = (results["rows"] for results in found)
     assert found[0]["kind"] == "token"
     assert found[0]["task"] == "steps"  # the one that the adapter was trained on
-    assert {row["k"] for row in alone} == {1, 2, "mean"}
+    assert {row["k"] for row in alone} == {1, 2, "mean", "area"}
     assert {row["policy"] for row in both} == {row["policy"] for row in alone} | {names[1]}
     assert alone == [row for row in both if row["policy"] != names[1]]
     most = 32  # the token budget of "steps"
@@ -366,14 +373,31 @@ def test_adapters_of_two_levels_are_judged_together(
 ) -> None:
     names = [str(trained / kind / "adapter") for kind in ("sequence", "token")]
     capsys.readouterr()
-    words = ["--model", "fake", "--task", "gcd", "--out", tmp_path, *SPLITS, "--strategies", "T=0.9", "--json"]
-    words += ["--budgets", "1", "3"]
-    assert run("evaluate", *words, "--adapter", *names) == 0
+    words = ["evaluate", "--model", "fake", "--task", "gcd", "--out", tmp_path, *SPLITS, "--json"]
+    words += ["--budgets", "1", "3", "--adapter", *names]
+    assert run(*words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert run(*words, "--strategies", "T=0.9", "--baselines", "turn") == 0
     results = json.loads(capsys.readouterr().out)
+    of_the_paper = {"MIXED": TABLE_13, "MIXED per token": TABLE_14}  # each level's own actions
+    assert results["mixed"] == {name: [str(strategy) for strategy in space] for name, space in of_the_paper.items()}
+    for name in of_the_paper:
+        rows = [[row for row in found["rows"] if row["policy"] == name] for found in (plain, results)]
+        assert rows[0] == rows[1]
+        assert {row["k"] for row in rows[0]} == {1, 3, "mean", "area"}
     assert results["budgets"] == [1, 3]  # budgets that neither was trained for
     assert {row["policy"] for row in results["rows"]} >= {*names, "oracle", "T=0.9", "T=1.25"}
     assert (names[1], names[0]) in {(d["policy"], d["baseline"]) for d in results["differences"]}
     assert {cost["policy"] for cost in results["costs"]} >= {*names, "BEST", "MIXED"}
+    # whatever was sampled in which run, its time is known, that of strategies to all who apply them
+    timed = {row[0].text for row in grids.costs(results).milliseconds.rows}
+    assert timed >= {*names, "BEST", "MIXED", "MIXED per token", "TURN"}
+    assert all(cell.text != MISSING for row in grids.costs(results).milliseconds.rows for cell in row)
+    own = f"{names[1]}, B = 1"
+    assert (plain["sampled"][own]["in_this_run"], results["sampled"][own]["in_this_run"]) == (8 * 16, 0)
+    assert results["sampled"][own]["seconds"] == plain["sampled"][own]["seconds"] > 0
+    assert results["milliseconds_per_token"][own] == plain["milliseconds_per_token"][own]
+    assert sum(item["tokens"] for item in results["sampled"].values()) == results["counts"]["tokens"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 

@@ -251,6 +251,17 @@ def test_a_verifier_without_verdicts_ends_the_run_and_says_why(
         (["evaluate", "--policy", "greedy", "--limit", "7"], "multiples of its 6 members"),
         (["evaluate", "--policy", "heat=2", "--task", "gcd"], "unknown part 'heat=2'"),
         (["evaluate", "--policy", "greedy", "greedy", "--task", "gcd"], "greedy"),
+        (
+            ["evaluate", "--policy", "greedy", "--baselines", "turn", "--budgets", "1"],
+            "leave out --baselines --budgets",
+        ),
+        (["evaluate", "--policy", "greedy", "--strategies", "T=1"], "leave out --strategies"),
+        (["evaluate", "--policy", "greedy", "--out", "chosen"], "chosen/results.json holds a selection, not fixed"),
+        (
+            ["evaluate", "--out", "chosen"],
+            "chosen/results.json holds a selection, not an evaluation: choose another --out",
+        ),
+        (["evaluate", "--out", "chosen", "--dry-run"], "chosen/results.json holds a selection"),
         (["evaluate", "--policy", "greedy", "--adapter", "somewhere"], "give --adapter or --policy, not both"),
         (
             ["evaluate", "--policy", "greedy", "--model", "no-such-model", "--task", "gcd"],
@@ -271,6 +282,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(
     monkeypatch.setattr(datasets, "load_dataset", load)
     (folder / "bad.jsonl").write_text('{"problem": "q", "answer": 1}\n{"problem": \n')
     jsonl(folder / "bare.jsonl", [{"problem": "q", "answer": "1"}])
+    (folder / "chosen").mkdir()
+    (folder / "chosen" / "results.json").write_text('{"kind": "selection"}')
     model = ["--model", "fake"] if words[0] == "evaluate" and "--model" not in words else []
     assert run(*words, *model) == 2
     captured = capsys.readouterr()

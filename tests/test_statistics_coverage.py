@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rheostat.statistics import (
     Interval,
+    area_under_curve,
     bootstrap_interval,
     equivalent_samples,
     mean_interval,
@@ -96,6 +97,25 @@ def costs(
 def test_tokens_per_solved_hold_the_truth(kind: str, problems: int) -> None:
     tokens_RP, solved_RP, truth = costs(np.random.default_rng([problems, len(kind), 2]), kind, problems)
     intervals = [tokens_per_solved(tokens_P, own_P) for tokens_P, own_P in zip(tokens_RP, solved_RP, strict=True)]
+    assert 0.93 <= coverage(intervals, truth) <= 0.97
+
+
+def areas(
+    rng: np.random.Generator, kind: str, problems: int, experiments: int = 1000
+) -> tuple[NDArray[np.float64], float]:
+    """Areas under pass@1, 2, 4, 8 of each problem, from 16 samples, and their mean over all problems there could be."""
+    budgets, (a, b) = (1, 2, 4, 8), RATES[kind]
+    right_RP = rng.binomial(16, rates(rng, kind, problems, experiments))
+    none_right = [np.prod([(b + i) / (a + b + i) for i in range(k)]) for k in budgets]  # E[(1 - p)^k]
+    values_RPK = np.stack([pass_at_k(right_RP, 16, k) for k in budgets], axis=2)
+    return area_under_curve(values_RPK, budgets), float(area_under_curve(1 - np.array(none_right), budgets))
+
+
+@pytest.mark.parametrize("problems", [30, 100, 500])
+@pytest.mark.parametrize("kind", RATES)
+def test_bootstrap_of_an_area_holds_the_truth(kind: str, problems: int) -> None:
+    areas_RP, truth = areas(np.random.default_rng([problems, len(kind), 7]), kind, problems)
+    intervals = [bootstrap_interval(lambda mean: mean, area_P, resamples=400) for area_P in areas_RP]
     assert 0.93 <= coverage(intervals, truth) <= 0.97
 
 

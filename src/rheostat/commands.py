@@ -136,6 +136,7 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
     from rheostat.verbs.judge import evaluate
     from rheostat.verbs.run import base_of, open_engine
 
+    _check(arguments)
     if arguments.policy:
         return _evaluate_policies(arguments, console)
     with _engines(arguments) as engines:
@@ -145,6 +146,19 @@ def _evaluate(arguments: Evaluate, console: Console) -> object:
         results = evaluate(config, arguments.out, console, rivals, engine)
     _show(results, arguments.out, console)
     return results
+
+
+def _check(arguments: Evaluate) -> None:
+    """What cannot be is refused before a model is loaded."""
+    from rheostat.verbs.run import require_own_results
+
+    require_own_results(arguments.out, "policies" if arguments.policy else "sequence")
+    given = [f"--{name}" for name in ("baselines", "budgets", "strategies") if getattr(arguments, name)]
+    if arguments.policy and given:
+        raise ConfigError(
+            f"--policy judges fixed strategies as they are: leave out {' '.join(given)}, or give the strategies as "
+            "--strategies, which are compared with each other and with baselines"
+        )
 
 
 def _judged(
@@ -255,7 +269,9 @@ def _report(arguments: Report, console: Console) -> object:
 
     result = report(arguments.run, arguments.out)
     for folder in result["partial"]:
-        console.say(f"{folder} has no results: the page shows what is there")
+        console.say(
+            f"{folder} has no results, or those of a run before the interrupted one: the page shows what is there"
+        )
     console.say(f"{result['report']}, {len(result['figures'])} files in {Path(result['report']).parent / 'figures'}")
     return result
 
@@ -393,11 +409,15 @@ def plan_of(arguments: BaseModel) -> object:
         case Select():
             made = plan.plan_select(_part(SelectConfig, arguments))
         case Evaluate() if arguments.policy:
+            _check(arguments)
             made = plan.plan_policies(_policies(arguments))
         case Evaluate():
+            _check(arguments)
             here = [name for name in arguments.adapter if (Path(name) / "adapter.json").is_file()]
-            config, rivals = _judged(arguments, {name: load_adapter(name) for name in here})
-            made = plan.plan_evaluate(config, rivals, [name for name in arguments.adapter if name not in here])
+            loaded = {name: load_adapter(name) for name in here}
+            config, rivals = _judged(arguments, loaded)
+            absent = [name for name in arguments.adapter if name not in here]
+            made = plan.plan_evaluate(config, rivals, absent, {name: item.base for name, item in loaded.items()})
         case _:
             raise AssertionError(f"{type(arguments).__name__} has no plan")
     if not getattr(arguments, "json_output", False):

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rheostat.adapters.sequence import PromptFeatures
 from rheostat.baselines import Baseline
@@ -30,6 +30,17 @@ class Splits(BaseModel):
     train: int = Field(ge=1, description="for learning")
     validation: int = Field(ge=2, description="for choosing")
     test: int = Field(ge=2, description="for the final judgement")
+
+
+class JudgedSplits(Splits):
+    """The same, where nothing but what validation chooses is judged."""
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _enough_to_choose(cls, value: object) -> object:
+        if isinstance(value, int) and value < 2:
+            raise ValueError("BEST and the baselines are chosen on validation problems: at least 2 are needed")
+        return value
 
 
 class TaskConfig(BaseModel):
@@ -193,8 +204,8 @@ class EvaluateConfig(TaskConfig):
     budgets: ParallelBudgets | None = Field(
         None, description="parallel budgets B (default: those that the adapters were trained for, else 1 2 4 8)"
     )
-    problems: Splits = Field(
-        Splits(train=900, validation=300, test=1080), description="problems of each split; none of train are read"
+    problems: JudgedSplits = Field(
+        JudgedSplits(train=900, validation=300, test=1080), description="problems of each split; none of train are read"
     )
     test_from: int = Field(0, ge=0, description="first problem of the test split to judge on, counted from 0")
     samples: Splits = Field(

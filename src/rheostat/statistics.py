@@ -8,7 +8,8 @@ of each:
 - differences: :func:`paired_difference`, Student's t. 94 to 96 % on 30 problems, the BCa bootstrap 75 to 91 %.
 - tokens per solved problem: :func:`tokens_per_solved`. 94 to 96 %.
 - break-even: :func:`equivalent_samples`. 94 to 97 %.
-- other functions of means over problems: :func:`bootstrap_interval`. 93 to 95 % on 30 problems.
+- areas under pass@k, and other functions of means over problems: :func:`bootstrap_interval`. 95 to 96 % of areas and 93
+  to 95 % of ratios on 30 problems; the percentile bootstrap 93 to 94 % of areas.
 """
 
 import warnings

@@ -41,12 +41,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text that the model reads for one problem, where its answer ends, and if it asks for a chain of thought."""
+    """The text that the model reads for one problem, where its answer ends, if it asks for a chain of thought, and if
+    the model thinks before it answers."""
 
     problem_id: str
     text: str
     stop: tuple[str, ...] = ()
     cot: bool = False
+    thinking: bool = False
+
+    @property
+    def style(self) -> str:
+        """``thinking``, ``cot`` or ``direct``."""
+        return "thinking" if self.thinking else "cot" if self.cot else "direct"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from rheostat.evaluation.evaluate import Comparison, Row, compare, groups_of
 from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_judged
 from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.statistics import (
+    Interval,
+    bootstrap_interval,
     equivalent_samples,
     holm,
     maj_at_k,
@@ -30,7 +32,7 @@ from rheostat.statistics import (
     sign_test,
     tokens_per_solved,
 )
-from rheostat.types import Problem
+from rheostat.types import Problem, Prompt
 
 COLD, WARM = "T=0.5", "T=1"
 SPACE = ActionSpace((Strategy(0.5), Strategy(1.0)))
@@ -76,16 +78,18 @@ def sweep_of(right_AP: list[list[int]], space: ActionSpace = SPACE) -> Sweep:
     )
 
 
-def compare_prompts(validation: Sweep, test: Sweep, adapters: dict[str, Lookup], commit: bool) -> Comparison:
-    """Sequence-level adapters and nothing else."""
+def compare_prompts(
+    validation: Sweep, test: Sweep, adapters: dict[str, Lookup], commit: bool, space: ActionSpace | None = None
+) -> Comparison:
+    """Sequence-level adapters and nothing else; ``space``: what MIXED is uniform over."""
     measured = Measured.of(test, BUDGETS, GRID)
     judged = {
         name: measured.mixture("adapter", sequence_choices(name, adapter, test.space, EMBEDDING_PH, BUDGETS, commit))
         for name, adapter in adapters.items()
     }
-    uniform = {k: np.full((len(test.problems), len(test.space)), 1 / len(test.space)) for k in BUDGETS}
-    groups = groups_of(test.problems, [False] * len(test.problems))
-    return compare(validation, measured, judged, measured.mixture("mixed", uniform), groups)
+    mixed = {"MIXED": measured.uniform("mixed", space or test.space, BUDGETS)}
+    groups = groups_of(test.problems, ["direct"] * len(test.problems))
+    return compare(validation, measured, judged, mixed, groups)
 
 
 def compared(commit: bool = False) -> Comparison:
@@ -94,7 +98,14 @@ def compared(commit: bool = False) -> Comparison:
 
 def with_mean(values: dict[int, list[float]]) -> dict[int | str, NDArray[np.float64]]:
     arrays: dict[int | str, NDArray[np.float64]] = {k: np.array(own) for k, own in values.items()}
-    return arrays | {"mean": (arrays[1] + arrays[2]) / 2}
+    mean = (arrays[1] + arrays[2]) / 2  # of two budgets the area is the same
+    return arrays | {"mean": mean, "area": mean}
+
+
+def interval_of(k: int | str, values_P: NDArray[np.float64]) -> Interval:
+    """The area has a bootstrap interval; where all problems are alike it would be empty."""
+    drawn = k == "area" and len(set(values_P.tolist())) > 1
+    return bootstrap_interval(lambda mean: mean, values_P) if drawn else proportion_interval(values_P)
 
 
 def expected(commit: bool) -> dict[tuple[str, str], dict[int | str, NDArray[np.float64]]]:
@@ -117,11 +128,11 @@ def numbers(row: object) -> tuple[float, float, float]:
 def test_rows_by_hand(commit: bool) -> None:
     rows = {(row.policy, row.kind, row.k): row for row in compared(commit).rows}
     values = expected(commit)
-    assert set(rows) == {(*name, k) for name in values for k in (1, 2, "mean")}
+    assert set(rows) == {(*name, k) for name in values for k in (1, 2, "mean", "area")}
     for (policy_name, kind, k), row in rows.items():
         values_P = values[policy_name, kind][k]
         assert numbers(row)[0] == pytest.approx(values_P.mean(), abs=1e-6)
-        interval = proportion_interval(values_P)
+        interval = interval_of(k, values_P)
         assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
         assert (row.n_problems, row.n_samples, row.member) == (2, 4, None)
 
@@ -134,19 +145,26 @@ def test_a_few_estimates_in_figures() -> None:
     assert estimate["adapter", "mean"] == 0.480208
     assert estimate["BEST", "mean"] == 0.5
     assert estimate["MIXED", 2] == 0.583333
-    assert {row.k: row.estimate for row in committed.rows if row.policy == "adapter"} == {1: 0.75, 2: 0.25, "mean": 0.5}
+    assert {row.k: row.estimate for row in committed.rows if row.policy == "adapter"} == {
+        1: 0.75,
+        2: 0.25,
+        "mean": 0.5,
+        "area": 0.5,
+    }
 
 
 def test_best_is_chosen_on_validation_even_where_test_would_choose_otherwise() -> None:
     def chosen(comparison: Comparison, name: str) -> dict[int | str, str | None]:
         return {row.k: row.chosen for row in comparison.rows if row.policy == name}
 
-    assert chosen(compared(), "BEST") == {1: COLD, 2: WARM, "mean": None}
-    assert chosen(compared(), "best single strategy") == {1: COLD, 2: COLD, "mean": COLD}
-    assert chosen(compared(), "MIXED") == chosen(compared(), "adapter") == {1: None, 2: None, "mean": None}
+    assert chosen(compared(), "BEST") == {1: COLD, 2: WARM, "mean": None, "area": None}
+    assert chosen(compared(), "best single strategy") == {1: COLD, 2: COLD, "mean": COLD, "area": COLD}
+    assert (
+        chosen(compared(), "MIXED") == chosen(compared(), "adapter") == {1: None, 2: None, "mean": None, "area": None}
+    )
     on_test = compare_prompts(sweep_of(TEST_RIGHT), sweep_of(TEST_RIGHT), {}, commit=False)
-    assert chosen(on_test, "BEST") == {1: WARM, 2: WARM, "mean": None}
-    assert chosen(on_test, "best single strategy") == {1: WARM, 2: WARM, "mean": WARM}
+    assert chosen(on_test, "BEST") == {1: WARM, 2: WARM, "mean": None, "area": None}
+    assert chosen(on_test, "best single strategy") == {1: WARM, 2: WARM, "mean": WARM, "area": WARM}
 
 
 @pytest.mark.parametrize("commit", [False, True])
@@ -170,7 +188,7 @@ def test_rows_by_member() -> None:
         (row.member, row.policy, row.k): row for row in compared().by_member
     }
     values = expected(commit=False)
-    assert len(got) == 2 * len(values) * 3
+    assert len(got) == 2 * len(values) * 4
     for (member, policy_name, k), row in got.items():
         of_problem = values[policy_name, row.kind][k][["sums", "words"].index(str(member))]
         assert row.estimate == pytest.approx(of_problem, abs=1e-6)
@@ -222,6 +240,19 @@ def test_adapters_of_several_spaces_are_compared_among_all_that_was_measured() -
         value["warm", "mean"] - value["adapter", "mean"], abs=1e-6
     )
     assert ("adapter", "adapter", "mean") not in against
+
+
+def test_a_strategy_more_leaves_mixed_as_it_is() -> None:
+    """Uniform over the two of an action space, whatever else was measured; MIXED of three would be warmer."""
+    hot, cold = Strategy(1.25), Strategy(0)
+    more = ActionSpace((hot, *SPACE, cold))
+    right_AP = {"validation": [[0, 0], *VALIDATION_RIGHT, [4, 4]], "test": [[0, 0], *TEST_RIGHT, [4, 4]]}
+    sweeps = [sweep_of(own, more) for own in right_AP.values()]
+    rows = {(row.policy, row.k): row.estimate for row in compare_prompts(*sweeps, {}, True, SPACE).rows}
+    for k, values_P in with_mean(MIXED).items():
+        assert rows["MIXED", k] == pytest.approx(values_P.mean(), abs=1e-6)
+    with pytest.raises(ConfigError, match="the uniform mixture: it has strategies that were not measured"):
+        compare_prompts(sweep_of(VALIDATION_RIGHT), sweep_of(TEST_RIGHT), {}, True, more)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +310,11 @@ def compare_tokens(
     """Token-level policies and nothing else; the second of several is of ``kind``."""
     kinds = {name: kind if number == 1 else "adapter" for number, name in enumerate(sweeps)}
     judged = {name: token_judged(kinds[name], own, GRID) for name, own in sweeps.items()}
-    at_random = token_judged("mixed", dict.fromkeys(BUDGETS, mixed), GRID)
-    measured, groups = Measured.of(test, BUDGETS, GRID), groups_of(test.problems, cot)
+    at_random = {"MIXED": token_judged("mixed", dict.fromkeys(BUDGETS, mixed), GRID)}
+    measured, groups = (
+        Measured.of(test, BUDGETS, GRID),
+        groups_of(test.problems, ["cot" if asked else "direct" for asked in cot]),
+    )
     return compare(sweep_of(VALIDATION_RIGHT), measured, judged, at_random, groups)
 
 
@@ -290,9 +324,9 @@ def token_compared(cot: tuple[bool, bool] = (False, False), kind: str = "adapter
 
 def test_token_rows_by_hand() -> None:
     rows = {(row.policy, row.kind, row.k): row for row in token_compared().rows}
-    assert set(rows) == {(*name, k) for name in TOKEN for k in (1, 2, "mean")}
+    assert set(rows) == {(*name, k) for name in TOKEN for k in (1, 2, "mean", "area")}
     for (name, kind, k), row in rows.items():
-        interval = proportion_interval(TOKEN[name, kind][k])
+        interval = interval_of(k, TOKEN[name, kind][k])
         assert numbers(row) == pytest.approx((interval.estimate, interval.low, interval.high), abs=1e-6)
         assert (row.n_problems, row.n_samples, row.style) == (2, 4, None)
     assert rows["aware", "adapter", 2].estimate == 0.85
@@ -365,7 +399,13 @@ def test_costs_by_hand() -> None:
     measured = Measured.of(test, BUDGETS, GRID)
     half = {k: np.full((2, 2), 0.5) for k in BUDGETS}
     judged = {"half": measured.mixture("adapter", half)}
-    got = compare(validation, measured, judged, measured.mixture("mixed", half), groups_of(test.problems, [False] * 2))
+    got = compare(
+        validation,
+        measured,
+        judged,
+        {"MIXED": measured.mixture("mixed", half)},
+        groups_of(test.problems, ["direct"] * 2),
+    )
     cost = {(c.policy, c.k): c for c in got.costs}
     assert (cost["greedy", 1].tokens, cost["greedy", 2].tokens) == (3, 3)
     assert (cost[WARM, 1].tokens, cost[WARM, 2].tokens) == (1, 2)
@@ -396,14 +436,43 @@ def test_accuracy_within_tokens() -> None:
     assert "oracle" not in within
 
 
+def test_the_area_over_parallel_budgets_counts_doublings() -> None:
+    """Cold is right in 4 and in none of 8 samples: of three heights the middle one counts as much as both others."""
+    test = sweep_of(TEST_RIGHT)
+    arrays = ("rewards_PAS", "length_PAS", "truncated_PAS", "label_PAS")
+    test = replace(test, **{name: np.tile(getattr(test, name), 2) for name in arrays})
+    budgets = (1, 2, 4)
+    got = {}
+    for chosen in (budgets, (1, 4), (2,)):
+        measured = Measured.of(test, chosen, GRID)
+        mixed = {"MIXED": measured.uniform("mixed", SPACE, chosen)}
+        rows = compare(test, measured, {}, mixed, groups_of(test.problems, ["direct"] * 2)).rows
+        got[chosen] = {(row.policy, row.k): row for row in rows}
+    of_cold_P = {1: [1 / 2, 0], 2: [1 - 6 / 28, 0], 4: [1 - 1 / 70, 0]}
+    mean = {k: np.mean(values_P) for k, values_P in of_cold_P.items()}
+    for k in budgets:
+        assert got[budgets][COLD, k].estimate == pytest.approx(mean[k], abs=1e-6)
+    assert got[budgets][COLD, "area"].estimate == pytest.approx((mean[1] / 2 + mean[2] + mean[4] / 2) / 2, abs=1e-6)
+    assert got[1, 4][COLD, "area"].estimate == pytest.approx((mean[1] + mean[4]) / 2, abs=1e-6)
+    assert (COLD, "area") not in got[2,]
+    assert got[budgets][COLD, "area"].low < got[budgets][COLD, "area"].estimate < got[budgets][COLD, "area"].high
+
+
 def test_groups_by_level_and_subject() -> None:
     problems = [
         Problem(f"p{i}", "math", "math", f"q{i}", "a", {"level": f"Level {1 + i % 2}", "type": "Algebra"})
         for i in range(4)
     ]
-    groups = groups_of(problems, [True] * 4)
+    groups = groups_of(problems, ["cot"] * 4)
     assert set(groups) == {"member", "level"}  # one subject, one style: nothing to tell apart
     assert groups["level"]["Level 2"].tolist() == [False, True, False, True]
+    prompts = [Prompt("p", "?", (), cot, thinking) for cot, thinking in ((False, True), (True, False), (False, False))]
+    styles = groups_of(problems[:3], [prompt.style for prompt in prompts])["style"]
+    assert {name: own_P.tolist().index(True) for name, own_P in styles.items()} == {
+        "thinking": 0,
+        "cot": 1,
+        "direct": 2,
+    }
 
 
 def test_a_judged_policy_keeps_what_it_was_given() -> None:
@@ -423,9 +492,9 @@ def test_majorities_have_their_own_best_and_no_oracle() -> None:
         plain, rewards_PAS=rewards_PAS, length_PAS=ones_PAS, truncated_PAS=ones_PAS < 0, label_PAS=label_PAS
     )
     measured = Measured.of(sweep, (1, 3), GRID)
-    mixed = measured.mixture("mixed", {k: np.full((2, 2), 0.5) for k in (1, 3)})
+    mixed = {"MIXED": measured.uniform("mixed", SPACE, (1, 3))}
     policies = {"half": measured.mixture("adapter", {1: np.eye(2), 3: np.array([[0.25, 0.75], [1, 0]])})}
-    got = compare(sweep, measured, policies, mixed, groups_of(sweep.problems, [False, False])).majority
+    got = compare(sweep, measured, policies, mixed, groups_of(sweep.problems, ["direct"] * 2)).majority
     assert got is not None
     alone = np.array([maj_at_k(label_PAS[:, a], np.zeros(2, dtype=int), 3) for a in range(2)])
     rows = {(row.policy, row.k): row for row in got.rows}

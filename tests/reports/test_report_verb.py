@@ -293,6 +293,20 @@ def test_an_interrupted_run_shows_what_is_there_and_what_is_missing(tmp_path: Pa
     assert "rollouts so far9" in re.sub(r"\s", "", page.words).replace("rolloutssofar", "rollouts so far")
 
 
+def test_results_of_the_run_before_an_interrupted_one_say_so(tmp_path: Path, capsys: Capture) -> None:
+    run = run_of(tmp_path / "run", fake_results())
+    assert report(run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["partial"] == []
+    told = "These are the results of an earlier run. A later one in this folder was interrupted"
+    assert told not in page_in(run / "report")[1].words
+    (run / "unfinished.json").write_text("{}")
+    assert report(run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["partial"] == [str(run)]
+    words = page_in(run / "report")[1].words
+    assert told in words
+    assert words.index(told) < words.index("It solves")
+
+
 def test_a_damaged_shard_is_left_out_and_left_alone(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stored(run, [("greedy", True)])

@@ -238,7 +238,7 @@ def test_a_token_page_shows_the_token_level_only(alone: tuple[str, Page]) -> Non
         "Each adapter minus its rivals, problem by problem",
         "Every policy, every budget",
         "How the policy took shape",
-        "With and without a chain of thought",
+        "By prompt style",
         "Each adapter and BEST, by kind of problem",
         "Where it acts: entropy and position",
         "Which tokens it draws with which action",

@@ -2,9 +2,11 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from rheostat.decoding.policy import Decision, StepObserver, StepState, TokenPol
 from rheostat.decoding.strategy import ActionSpace, Order, Strategy
 from rheostat.engines.base import EngineInfo, Pooling, Request
 from rheostat.errors import ConfigError, RheostatError, StoreError
-from rheostat.rollouts.collect import collect, rollout_key
+from rheostat.rollouts.collect import Answer, Call, collect, judge_all, rollout_key
 from rheostat.rollouts.store import Rollout, RolloutStore
 from rheostat.tasks.base import Split
 from rheostat.types import Completion, FinishReason, Problem, Prompt, Verdict
@@ -437,6 +439,44 @@ def test_rollouts_under_a_policy_are_stored_as_its_own(tmp_path: Path, engine: T
     assert {rollout.strategy for rollout in table(tmp_path / "s")} == {
         "uniform mixture of T=0.7; greedy, B=1", "uniform mixture of T=0.7; greedy, B=8", "two, B=1"
     }  # fmt: skip
+
+
+class Slow(TinyEngine):
+    """Takes its time over every call."""
+
+    def generate(self, requests: Sequence[Request], *rest: Any, **named: Any) -> list[Completion]:
+        time.sleep(0.03)
+        return super().generate(requests, *rest, **named)
+
+
+class SlowCrew(TinyEngine):
+    """Has all batches ready at once, after a time."""
+
+    workers = 4
+
+    def answer(self, calls: Iterable[Call], *_: object) -> Iterator[Answer]:
+        answers = []
+        for call in calls:
+            done = self.generate(call.requests)
+            answers.append(Answer(call, done, judge_all(TinyTask(), call.problems, done)))
+        time.sleep(0.12)
+        yield from answers
+
+
+@pytest.mark.parametrize("kind", [Slow, SlowCrew])
+def test_batches_know_what_they_took(tmp_path: Path, kind: type[TinyEngine]) -> None:
+    """Four of them add up to the time on the clock, of a crew as well."""
+    problems, requests = problems_and_requests(count=4)
+    start = time.perf_counter()
+    with RolloutStore(tmp_path / "s") as store:
+        keys = [
+            own.key for own in collect(kind(tmp_path / "calls"), TinyTask(), problems, requests, store, batch_size=3)
+        ]
+        took = time.perf_counter() - start
+        assert len(list((tmp_path / "s").glob("*.parquet"))) == 4
+        known = store.seconds(keys)
+        assert known is not None
+        assert 0.12 <= known <= took
 
 
 def test_a_strategy_or_a_policy_and_not_both(tmp_path: Path, engine: TinyEngine) -> None:

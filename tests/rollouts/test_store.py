@@ -115,6 +115,24 @@ def test_provenance_stands_in_the_metadata(tmp_path: Path) -> None:
     assert metadata[b"rheostat.rollouts.format"] == b"4"
 
 
+def test_the_time_of_a_batch_belongs_to_its_tokens(tmp_path: Path) -> None:
+    """Batches of 10 + 30 and of 5 tokens, which took two seconds and one: 0.5 and 1.5 for the first two rollouts."""
+    tokens = {0: 10, 1: 30, 2: 5, 3: 7}
+    rows = {n: rollout(n, f"b{n // 2}", tokens=size) for n, size in tokens.items()}
+    for reopened in (False, True):
+        with RolloutStore(tmp_path) as store:
+            if not reopened:
+                store.append([rows[0], rows[1]], {"seconds": "2"})
+                store.append([rows[2]], {"seconds": "1"})
+                store.append([replace(rows[3], batch="b9")])
+            keys = [own.key for own in rows.values()]
+            assert [store.seconds(keys[n : n + 1]) for n in range(3)] == [0.5, 1.5, 1.0]
+            assert store.seconds([*keys[:3], keys[0]]) == 3.0  # a key that is asked for twice counts once
+            assert store.seconds(keys) is None  # the last batch was stored before batches knew their time
+            with pytest.raises(StoreError, match="lacks 1 of 1"):
+                store.seconds(["absent"])
+
+
 def damage_tail(data: bytes) -> bytes:
     return data[: len(data) // 2]
 

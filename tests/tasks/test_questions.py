@@ -87,6 +87,7 @@ def test_a_chat_model_reads_its_template(can_think: bool, thinking: bool, told: 
     instruction = f"Provide the final answer within \\boxed{{}}.{switch}"
     assert prompt.text == f"<{told}>[user]test 0 + 1?\n\n{instruction}[assistant]"
     assert prompt.stop == ()
+    assert prompt.style == ("thinking" if thinking and can_think else "direct")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from rheostat import cli
+from rheostat.adapters.files import BaseModel, save_adapter
+from rheostat.adapters.sequence import SequenceAdapter, SequenceConfig
 from rheostat.arguments import TrainSequence
 from rheostat.config import merged
+from rheostat.decoding.spaces import TABLE_13
 from rheostat.engines.base import Request
 from rheostat.engines.fake import FakeEngine
 from rheostat.types import Completion
@@ -95,6 +100,57 @@ def test_the_plan_of_an_evaluation_knows_the_adapters_that_are_there(
     assert plan["notes"] == []
     assert cli.main(words) == 0, capsys.readouterr().err
     assert sum(asked) == plan["rollouts"]
+
+
+@pytest.mark.parametrize("baselines", ["turn", "edt", "dynamic", "turn edt dynamic"])
+def test_the_plan_of_an_evaluation_knows_its_baselines(
+    baselines: str, tmp_path: Path, asked: list[int], capsys: Capture
+) -> None:
+    words = f"evaluate --model fake --task gcd {SIZES} --strategies T=0.35 --baselines {baselines} --out".split()
+    plan = plan_of([*words, str(tmp_path)], capsys)
+    assert cli.main([*words, str(tmp_path)]) == 0, capsys.readouterr().err
+    assert sum(asked) == plan["rollouts"]  # no temperature of TURN's is 0.35
+
+
+def test_a_temperature_of_turns_that_is_measured_anyway_is_planned_again(
+    tmp_path: Path, asked: list[int], capsys: Capture
+) -> None:
+    strategies = " ".join(f"T={n / 10:g}" for n in range(1, 16))
+    words = f"evaluate --model fake --task gcd {SIZES} --strategies {strategies} --baselines turn --out".split()
+    plan = plan_of([*words, str(tmp_path)], capsys)
+    assert cli.main([*words, str(tmp_path)]) == 0, capsys.readouterr().err
+    assert 0.85 * plan["rollouts"] < sum(asked) < plan["rollouts"]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("fake", "trained for own/model (hidden size 4), not for fake (hidden size 16): give --model own/model"),
+        ("folder", "trained for own/model (hidden size 4), not for folder (hidden size 8)"),
+        ("someone/else", None),
+        ("own/model", ""),
+    ],
+)
+def test_the_plan_of_an_evaluation_knows_whose_adapters_they_are(
+    model: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """As far as that is known without loading a model: refused, noted, or nothing to say."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("folder/config.json").write_text('{"hidden_size": 8}')
+    Path("folder/tokenizer.json").write_text("{}")
+    save_file({"norm": torch.ones(8)}, "folder/model.safetensors")
+    adapter = SequenceAdapter(SequenceConfig(hidden_size=4, width=4, budgets=(1, 2)), TABLE_13, 0)
+    save_adapter("mine", adapter, BaseModel("own/model", None, 4, "5f0c1e"), {"task": "demo"}, {})
+    words = ["evaluate", "--adapter", "mine", "--model", model, "--dry-run"]
+    assert cli.main([*words, "--json"]) == (2 if said else 0)
+    captured = capsys.readouterr()
+    if said:
+        assert said in captured.err
+        assert len(captured.err.strip().splitlines()) == 1
+    else:
+        noted = "adapter mine was trained for own/model: that someone/else is the same is checked when it is loaded"
+        assert json.loads(captured.out)["notes"] == ([noted] if said is None else [])
 
 
 def test_tokens_memory_and_hours_follow(capsys: Capture) -> None:

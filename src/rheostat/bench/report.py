@@ -20,7 +20,7 @@ from rheostat.console import Console
 from rheostat.decoding.spaces import strategies_named
 from rheostat.decoding.strategy import ActionSpace, Order
 from rheostat.environment import machine, versions
-from rheostat.evaluation.evaluate import compare, groups_of
+from rheostat.evaluation.evaluate import MIXED, compare, groups_of
 from rheostat.evaluation.judged import Measured, token_grid
 from rheostat.reports.folders import FORMAT
 from rheostat.rollouts.store import Rollout, RolloutStore
@@ -73,9 +73,9 @@ def make_run(folder: Path) -> int:
         count = len(store)
     test = sweeps["test"]
     measured = Measured.of(test, _BUDGETS, token_grid(_LONGEST))
-    mixed = measured.mixture("mixed", {k: np.full((len(test.problems), len(space)), 1 / len(space)) for k in _BUDGETS})
+    mixed = {MIXED: measured.uniform("mixed", space, _BUDGETS)}
     ours = {"adapter with budget": measured.static("adapter", dict(zip(_BUDGETS, (5, 0, 0, 3), strict=True)))}
-    groups = groups_of(test.problems, [False] * len(test.problems))
+    groups = groups_of(test.problems, ["direct"] * len(test.problems))
     results = {
         "kind": "sequence",
         "format": FORMAT,

@@ -20,6 +20,7 @@ from rheostat.rollouts.sweep import Sweep
 from rheostat.statistics import (
     Interval,
     area_under_curve,
+    bootstrap_interval,
     equivalent_samples,
     holm,
     oracle_at_k,
@@ -34,14 +35,17 @@ from rheostat.types import Problem
 Groups = Mapping[str, Mapping[str, Bool[NDArray[np.bool_], " P"]]]
 """Which problems belong together: by a property (``member``, ``style``, ``level``, ``subject``), each of its values."""
 
-BEST, SINGLE, MIXED, ORACLE = "BEST", "best single strategy", "MIXED", "oracle"
+BEST, SINGLE, ORACLE = "BEST", "best single strategy", "oracle"
+MIXED, MIXED_PER_TOKEN = "MIXED", "MIXED per token"
+AREA = "area"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One number of the results: a policy's pass@k with its 95 % interval, clustered by problem.
 
-    ``k`` is a budget, or ``mean`` for the average over the budgets. ``chosen``: the strategy that validation chose.
+    ``k`` is a budget, ``mean`` for the average over the budgets, or ``area`` for that over log2 of the budget: the area
+    under the curve over its width, where there are several budgets. ``chosen``: the strategy that validation chose.
     ``member``, ``style``, ``level`` or ``subject``: the group of problems, where the row is that of a group.
     """
 
@@ -138,12 +142,12 @@ class Comparison:
         return asdict(self)
 
 
-def groups_of(problems: Sequence[Problem], cot: Sequence[bool]) -> Groups:
-    """By data set, by prompt style, and by level and subject where problems have these; a property with one value is
-    left out, but for the data set."""
+def groups_of(problems: Sequence[Problem], styles: Sequence[str]) -> Groups:
+    """By data set, by prompt style (:attr:`rheostat.types.Prompt.style`), and by level and subject where problems have
+    these; a property with one value is left out, but for the data set."""
     properties: dict[str, list[str | None]] = {
         "member": [problem.member for problem in problems],
-        "style": ["cot" if asked else "direct" for asked in cot],
+        "style": list(styles),
         "level": [_text(problem.metadata.get("level")) for problem in problems],
         "subject": [_text(problem.metadata.get("type")) for problem in problems],
     }
@@ -164,7 +168,11 @@ def _named(space: ActionSpace) -> str:
 
 
 def compare(
-    validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Judged, groups: Groups
+    validation: Sweep,
+    measured: Measured,
+    policies: Mapping[str, Judged],
+    mixed: Mapping[str, Judged],
+    groups: Groups,
 ) -> Comparison:
     """Everything about ``policies`` (adapters and baselines) and every static strategy on the test problems.
 
@@ -173,7 +181,7 @@ def compare(
             its mean over the budgets.
         measured: the strategies on the test problems.
         policies: by the name that results show.
-        mixed: the uniform mixture.
+        mixed: the uniform mixtures, by name likewise.
         groups: of the test problems.
 
     Raises:
@@ -215,7 +223,9 @@ def compare(
     )
 
 
-def _majority(validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Judged) -> Majority | None:
+def _majority(
+    validation: Sweep, measured: Measured, policies: Mapping[str, Judged], mixed: Mapping[str, Judged]
+) -> Majority | None:
     """The same under maj@k; None where completions have no answers that could vote."""
     if not measured.majority or not has_answers(validation.label_PAS):
         return None
@@ -247,7 +257,7 @@ class _Choice:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Everything that is compared under one metric, in the order of the results; ``values`` with the mean over k."""
+    """Everything that is compared under one metric, in the order of the results; ``values`` with mean and area."""
 
     judged: Mapping[str, Judged]
     values: Mapping[str, Mapping[int | str, PerProblem]]
@@ -259,19 +269,19 @@ class _Table:
         cls,
         measured: Measured,
         policies: Mapping[str, Judged],
-        mixed: Judged,
+        mixed: Mapping[str, Judged],
         choice: _Choice,
         metric: Callable[[Judged], Mapping[int, PerProblem]],
         oracle: Mapping[int, PerProblem] | None = None,
     ) -> "_Table":
         budgets = list(measured.solved)
         plain = measured.static("best", dict.fromkeys(budgets, choice.single))
-        judged = {**policies, BEST: measured.static("best", choice.best), SINGLE: plain, MIXED: mixed}
+        judged = {**policies, BEST: measured.static("best", choice.best), SINGLE: plain, **mixed}
         if oracle is not None:
             judged[ORACLE] = replace(plain, kind="oracle", solved=oracle, tokens=None, within_PT=None)
         for a, name in enumerate(choice.names):
             judged[name] = measured.static("static", dict.fromkeys(budgets, a))
-        return cls(judged, {name: _with_mean(metric(own)) for name, own in judged.items()}, list(policies), choice)
+        return cls(judged, {name: _summed_up(metric(own)) for name, own in judged.items()}, list(policies), choice)
 
     def rows(self, own_P: Any = slice(None), **group: Any) -> list[Row]:
         """Of the problems ``own_P``, which are those of ``group``."""
@@ -282,7 +292,7 @@ class _Table:
             )
             for name, judged in self.judged.items()
             for k, value_P in self.values[name].items()
-            for share in [proportion_interval(value_P[own_P])]
+            for share in [_interval(k, value_P[own_P])]
         ]
 
     def differences(self) -> list[Difference]:
@@ -294,6 +304,7 @@ class _Table:
                 for name in self.policies
                 if name != rival and (self.judged[name].kind == "adapter" or rival not in self.policies)
                 for k in self.values[name]
+                if k != AREA
             ]
             if found:
                 corrected_N = holm([item.p for item in found])
@@ -301,16 +312,27 @@ class _Table:
         return differences
 
 
-def _with_mean(solved: Mapping[int, PerProblem]) -> dict[int | str, PerProblem]:
+def _summed_up(solved: Mapping[int, PerProblem]) -> dict[int | str, PerProblem]:
+    """With the mean over the budgets, and over their logarithms."""
+    values_PK, budgets = np.stack(list(solved.values()), axis=1), list(solved)
     found: dict[int | str, PerProblem] = dict(solved.items())
-    return found | {"mean": np.mean(list(solved.values()), axis=0)}
+    found["mean"] = values_PK.mean(1)
+    return found | ({AREA: area_under_curve(values_PK, budgets)} if len(budgets) > 1 else {})
+
+
+def _interval(k: int | str, value_P: PerProblem) -> Interval:
+    """The interval of a share; of an area the bootstrap's, as long as problems differ and resamples with them."""
+    if k == AREA and np.ptp(value_P) > 0:
+        return bootstrap_interval(lambda mean: mean, value_P)
+    return proportion_interval(value_P)
 
 
 def _rivals(table: Mapping[str, Judged]) -> list[str]:
     """What policies are compared with: the static choices, every baseline, and the first adapter."""
-    baselines = [name for name, judged in table.items() if judged.kind == "baseline"]
-    adapters = [name for name, judged in table.items() if judged.kind == "adapter"]
-    return [SINGLE, BEST, MIXED, *baselines, *adapters[:1]]
+    mixed, baselines, adapters = (
+        [name for name, judged in table.items() if judged.kind == kind] for kind in ("mixed", "baseline", "adapter")
+    )
+    return [SINGLE, BEST, *mixed, *baselines, *adapters[:1]]
 
 
 def _difference(

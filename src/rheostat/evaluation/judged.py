@@ -82,6 +82,15 @@ class Measured:
             int(self.test.rewards_PAS.shape[2]),
         )
 
+    def uniform(self, kind: str, own: ActionSpace, budgets: Sequence[int]) -> Judged:
+        """Each strategy of ``own`` with equal probability, once per prompt.
+
+        Raises:
+            ConfigError: one of them was not measured, or under another order of transforms.
+        """
+        share_A = np.bincount(_positions("the uniform mixture", own, self.test.space), minlength=len(self.test.space))
+        return self.mixture(kind, dict.fromkeys(budgets, np.tile(share_A / len(own), (len(self.test.problems), 1))))
+
     def static(self, kind: str, chosen: Mapping[int, int]) -> Judged:
         """Strategy number ``chosen[k]`` on all problems at budget k."""
         problems, strategies = len(self.test.problems), len(self.test.space)

@@ -17,6 +17,11 @@ def measured(results: Results) -> Facts:
     lines = reading.table(results).lines
     facts = [("test problems", " / ".join(dict.fromkeys(line.n_problems for line in lines)))]
     facts += [("samples per problem and strategy", " / ".join(dict.fromkeys(line.n_samples for line in lines)))]
+    facts += [
+        (f"{name} is uniform over", ", ".join(map(str, own)))
+        for name, own in reading.mapping(results, "mixed").items()
+        if isinstance(own, list)
+    ]
     facts += [("problems per split", ", ".join(f"{split} {count(size)}" for split, size in _splits(results)))]
     rollouts = number(counts.get("rollouts"))
     facts += [("samples drawn", count(rollouts)), ("tokens drawn", count(counts.get("tokens")))]

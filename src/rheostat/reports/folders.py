@@ -19,6 +19,7 @@ from rheostat.rollouts.shards import DamagedShardError, read_table
 from rheostat.types import FinishReason
 
 FORMAT = 1  # of results.json
+UNFINISHED = "unfinished.json"  # the configuration of a run that makes results, as long as it has not made them
 
 _COLUMNS = ["strategy", "problem_id", "task", "correct", "tokens", "finish_reason", "seed"]
 
@@ -50,6 +51,7 @@ class Run:
         adapters: adapter folders inside this one, with their descriptions.
         stored: what the rollout store holds; None where there is none.
         unread: why the store of a judged run cannot be read; empty where it can.
+        is_outdated: the results are those of the run before one that was interrupted, or is still going on.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Run:
     adapters: dict[Path, Description]
     stored: Stored | None
     unread: str = ""
+    is_outdated: bool = False
 
 
 def read_run(folder: Path) -> Run:
@@ -93,7 +96,8 @@ def read_run(folder: Path) -> Run:
             "give a folder that demo, train, evaluate or select wrote"
         )
     adapters = {path: read(path / "adapter.json", _bytes(path / "adapter.json"))[0] for path in paths}
-    return Run(folder, results, trainings, batches, adapters, stored, unread)
+    is_outdated = results is not None and (folder / UNFINISHED).is_file()
+    return Run(folder, results, trainings, batches, adapters, stored, unread, is_outdated)
 
 
 def _bytes(path: Path) -> bytes:

@@ -64,7 +64,7 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> Grid:
     return Grid(names, out)
 
 
-_STYLES = {"cot": "with a chain of thought", "direct": "answer only"}
+_STYLES = {"thinking": "thinking first", "cot": "with a chain of thought", "direct": "answer only"}
 
 
 def groups(results: Results, key: str, what: str) -> Grid:
@@ -122,7 +122,7 @@ class Costs:
 
     Attributes:
         per_solved: tokens per solved problem.
-        milliseconds: the same in time, of what was sampled in one go.
+        milliseconds: the same in time, where that is known.
         equal_to: how many samples of the best single strategy solve as many problems; of adapters and baselines.
         tokens: of B samples of a problem.
         static: tokens per solved problem of every static strategy.
@@ -209,6 +209,17 @@ def _ends(low: float | None, high: float | None) -> str:
     return "" if low is None and high is None else f"{_plain(low)}–{_plain(high, '∞')}"
 
 
+def sampled(results: Results) -> Grid:
+    """What was sampled, phase by phase: how much of it in this run, and what it took in whichever run it was."""
+    out = []
+    for what, own in reading.mapping(results, "sampled").items():
+        spent, tokens = number(own.get("seconds")), number(own.get("tokens"))
+        rate = 1000 * spent / tokens if spent is not None and tokens else None
+        cells = [count_cell(own.get(name)) for name in ("rollouts", "in_this_run", "tokens")]
+        out.append([name_cell(what), *cells, Cell(_plain(spent), value=spent), Cell(_plain(rate), value=rate)])
+    return Grid(["what", "completions", "of these in this run", "tokens", "seconds", "ms per token"], out)
+
+
 def areas(results: Results) -> Grid:
     """Accuracy at every token budget, and the area under the curve, policy by policy."""
     rows = reading.without_twin(results, reading.items(results, "within"))
@@ -232,7 +243,8 @@ def tuned(results: Results) -> Grid:
         values += [
             f"T = {temperature:g}: {entropy:.3g} nats" for temperature, entropy in curve if number(entropy) is not None
         ]
-        out.append([name_cell(name), name_cell(found.get("chosen")), Cell(", ".join(values))])
+        voting = f"for votes {found['majority']}" if found.get("majority") else ""
+        out.append([name_cell(name), name_cell(found.get("chosen"), voting), Cell(", ".join(values))])
     return Grid(["baseline", "chosen", "out of"], out)
 
 

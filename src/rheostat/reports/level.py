@@ -18,7 +18,7 @@ from rheostat.reports.trainings import Shaped, trainings
 
 ORDERS = {"vllm": "temperature, min-p, top-k, top-p", "transformers": "temperature, top-k, top-p, min-p"}
 _GROUPS = {  # key of the results: (what one of them is called, heading)
-    "by_style": ("prompt style", "With and without a chain of thought"),
+    "by_style": ("prompt style", "By prompt style"),
     "by_member": ("kind of problem", "{subject} and BEST, by kind of problem"),
     "by_level": ("level", "{subject} and BEST, by level of difficulty"),
     "by_subject": ("subject", "{subject} and BEST, by subject"),
@@ -94,6 +94,7 @@ class Level:
     traces: list[dict[str, Any]]
     measured: facts.Facts
     seconds: list[tuple[str, str, float]]
+    sampled: Grid
 
     @property
     def headings(self) -> dict[str, str]:
@@ -203,6 +204,7 @@ def level(results: Results, prefix: str = "") -> Level:
         traces=[view(trace) for trace in reading.items(results, "traces")],
         measured=facts.measured(results),
         seconds=facts.seconds(results),
+        sampled=grids.sampled(results),
     )
 
 

@@ -56,6 +56,7 @@ class Part:
     stored: Grid | None
     damaged: int
     unread: str
+    is_outdated: bool
     measured: facts.Facts
     seconds: list[tuple[str, str, float]]
     details: list[tuple[str, facts.Facts]]
@@ -120,6 +121,7 @@ def _part(run: Run, prefix: str) -> Part:
         stored=None if run.stored is None else _stored(run.stored),
         damaged=0 if run.stored is None else run.stored.damaged,
         unread=run.unread,
+        is_outdated=run.is_outdated,
         measured=facts.measured(results) if fixed is not None else [],
         seconds=facts.seconds(results) if fixed is not None else [],
         details=facts.details(results),

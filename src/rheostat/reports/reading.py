@@ -246,7 +246,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Policies down, budgets and their mean across."""
+    """Policies down; budgets, their mean and the area under their curve across."""
 
     columns: tuple[int | str, ...]
     lines: tuple[Line, ...]
@@ -263,7 +263,7 @@ def table(results: Results) -> Table:
     single = single_strategy(results)
     rows = without_twin(results, items(results, "rows"))
     columns: list[int | str] = [*budgets(results)]
-    columns += ["mean"] if any(row.get("k") == "mean" for row in rows) else []
+    columns += [name for name in ("mean", "area") if any(row.get("k") == name for row in rows)]
     kinds = {str(row.get("policy")): str(row.get("kind")) for row in reversed(rows)}
     names = list(dict.fromkeys(str(row.get("policy")) for row in rows))
     names.sort(key=lambda name: _KINDS.index(kinds[name]) if kinds[name] in _KINDS else len(_KINDS))

@@ -27,7 +27,8 @@ def summary_table(results: Results) -> Table:
     out.title = f"{level}roblems solved with B samples, in %, and the 95 % interval"
     out.caption = "bold: best of its column   *: the best single strategy on validation"
     out.add_column("policy", max_width=_NAME_WIDTH, overflow="fold")
-    for k in content.columns:
+    columns = [k for k in content.columns if k != "area"]  # it is on the page, which has more room
+    for k in columns:
         out.add_column("mean" if k == "mean" else f"B = {k}", justify="right", no_wrap=True)
     section = None
     for line in content.lines:
@@ -39,7 +40,7 @@ def summary_table(results: Results) -> Table:
         name = f"[bold]{name}[/bold]" if line.kind == "adapter" else name
         name += f"\n[dim]{line.what}[/dim]" if line.what else ""
         name += "\n[dim]unreachable (hindsight)[/dim]" if line.kind == "oracle" else ""
-        out.add_row(name, *map(_cell, line.cells))
+        out.add_row(name, *map(_cell, line.cells[: len(columns)]))
     return out
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -200,11 +201,11 @@ def collect(
                 progress(done, len(items), generated_tokens)
 
     policy_key = None if policy is None else policy.key  # a hash of all weights: once is enough
-    for asked, completions, verdicts in _answered(engine, task, missing(), order, policy):
+    for asked, completions, verdicts, seconds in _answered(engine, task, missing(), order, policy):
         fresh = _rollouts(asked, completions, verdicts, order, policy_key)
         unjudged += [rollout for rollout in fresh if rollout.correct is None]
         _check_verdicts(unjudged, len(distinct), "repair what the verifier needs and run again")
-        store.append(fresh, provenance={"engine": json.dumps(engine.info.to_dict())})
+        store.append(fresh, {"engine": json.dumps(engine.info.to_dict()), "seconds": f"{seconds:.6f}"})
         found |= {rollout.key: rollout for rollout in fresh}
         done += sum(weights[item.key] for item in asked)
         generated_tokens += sum(rollout.tokens for rollout in fresh)
@@ -215,12 +216,15 @@ def collect(
 
 def _answered(
     engine: Engine, task: Task, batches: Iterable[list[_Item]], order: Order, policy: NamedPolicy | None
-) -> Iterator[tuple[list[_Item], list[Completion], list[Verdict]]]:
-    """Each batch with its completions and verdicts: one batch after another, or as a crew has them ready."""
+) -> Iterator[tuple[list[_Item], list[Completion], list[Verdict], float]]:
+    """Each batch with its completions and verdicts, one batch after another or as a crew has them ready, and its
+    seconds: of a crew those since the batch before was ready, so that they add up to the time on the clock."""
     if not isinstance(engine, Crew):
         for batch in batches:
+            start = time.perf_counter()
             completions = engine.generate([item.request for item in batch], policy, order)
-            yield batch, completions, judge_all(task, [item.problem for item in batch], completions)
+            verdicts = judge_all(task, [item.problem for item in batch], completions)
+            yield batch, completions, verdicts, time.perf_counter() - start
         return
     asked: dict[int, list[_Item]] = {}
 
@@ -230,8 +234,11 @@ def _answered(
             asked[id(call)] = batch
             yield call
 
+    start = time.perf_counter()
     for answer in engine.answer(calls(), order, policy):
-        yield asked.pop(id(answer.call)), answer.completions, answer.verdicts
+        seconds = time.perf_counter() - start
+        yield asked.pop(id(answer.call)), answer.completions, answer.verdicts, seconds
+        start += seconds
 
 
 def compose(items: Sequence[_Item], batch_size: int) -> list[list[_Item]]:

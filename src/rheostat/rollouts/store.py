@@ -30,11 +30,16 @@ logger = logging.getLogger(__name__)
 __all__ = ["SCHEMA", "Rollout", "RolloutStore"]
 
 
+_TOKENS = SCHEMA.names.index("tokens")
+
+
 @dataclass(slots=True, eq=False)
 class _Shard:
-    """One file of the store: at which position each key stands, and the rows once one was asked for."""
+    """One file of the store: the seconds that its batch took, at which position each key stands, and the rows once one
+    was asked for."""
 
     path: Path
+    seconds: float | None = None
     positions: dict[str, int] = field(default_factory=dict)
     rows: list[Row] | None = None
 
@@ -106,7 +111,7 @@ class RolloutStore:
         Args:
             rollouts: at least one, all of one ``batch``, with keys that are not stored yet.
             provenance: facts about the whole batch (such as the engine's), kept in the shard's Parquet metadata
-                under ``rheostat.<name>``.
+                under ``rheostat.<name>``; ``seconds`` is the time that it took.
 
         Raises:
             StoreError: the batch is empty, mixed, holds a stored key or one twice, a value does not fit its column,
@@ -114,7 +119,7 @@ class RolloutStore:
         """
         self._check_open()
         name = self._check_batch(rollouts)
-        shard = _Shard(self.folder / f"{name}.parquet")
+        shard = _Shard(self.folder / f"{name}.parquet", _seconds((provenance or {}).get("seconds")))
         atomic_write(shard.path, encode(rollouts, provenance or {}, shard.path))
         shard.rows = as_rows(rollouts)
         self._add(shard, [rollout.key for rollout in rollouts])
@@ -150,6 +155,23 @@ class RolloutStore:
                 "run the collection again to sample them"
             )
         return [found[key] for key in wanted]
+
+    def seconds(self, keys: Iterable[str]) -> float | None:
+        """How long these rollouts took to sample and to judge, in whichever run did it: of the time of each batch, the
+        share of its tokens that is theirs. None where the time of a batch is not known.
+
+        Raises:
+            StoreError: as :meth:`get`.
+        """
+        own = {rollout.key: rollout.tokens for rollout in self.get(dict.fromkeys(keys))}
+        rate: dict[int, float] = {}  # seconds per token of each batch
+        for key in own:
+            shard = self._index[key]
+            if shard.seconds is None or shard.rows is None:
+                return None
+            if id(shard) not in rate:
+                rate[id(shard)] = shard.seconds / (sum(row[_TOKENS] for row in shard.rows) or 1)
+        return sum(tokens * rate[id(self._index[key])] for key, tokens in own.items())
 
     def query(self, sql: str) -> "duckdb.DuckDBPyRelation":
         """Ask all stored rollouts, as the table ``rollouts`` with the columns of :data:`SCHEMA`, in DuckDB's SQL.
@@ -228,11 +250,12 @@ class RolloutStore:
         for path in paths:
             shard = _Shard(path)
             try:
-                keys = read_table(path, ["key"]).column("key").to_pylist()
+                table = read_table(path, ["key"])
             except DamagedShardError as error:
                 self._set_aside(shard, error)
             else:
-                self._add(shard, keys)
+                shard.seconds = _seconds((table.schema.metadata or {}).get(b"rheostat.seconds"))
+                self._add(shard, table.column("key").to_pylist())
 
     def _add(self, shard: _Shard, keys: list[str]) -> None:
         for position, key in enumerate(keys):
@@ -270,3 +293,7 @@ class RolloutStore:
         if shard in self._shards:
             self._shards.remove(shard)
         self._view_is_current = False
+
+
+def _seconds(told: str | bytes | None) -> float | None:
+    return None if told is None else float(told)

@@ -33,6 +33,7 @@ class Sweep:
         tokens: how many tokens these hold.
         truncated: how many of these ended at the token budget.
         missing: how many of these have no verdict.
+        seconds: how long these took, in whichever run sampled them; None: not known of all.
     """
 
     problems: tuple[Problem, ...]
@@ -45,12 +46,20 @@ class Sweep:
     tokens: int
     truncated: int
     missing: int
+    seconds: float | None = None
 
     @classmethod
-    def of(cls, problems: Sequence[Problem], space: ActionSpace, samples: int, rollouts: Sequence[Rollout]) -> Self:
+    def of(
+        cls,
+        problems: Sequence[Problem],
+        space: ActionSpace,
+        samples: int,
+        rollouts: Sequence[Rollout],
+        seconds: float | None = None,
+    ) -> Self:
         """From rollouts in the order problem, strategy, sample."""
         shape = (len(problems), len(space), samples)
-        return cls(tuple(problems), space, *_arrays(rollouts, shape), *_counts(rollouts))
+        return cls(tuple(problems), space, *_arrays(rollouts, shape), *_counts(rollouts), seconds)
 
     def pass_at(self, k: int, missing_is: float = 0.0) -> Float[NDArray[np.float64], "P A"]:
         """Unbiased pass@k of each problem and strategy; a missing verdict counts as ``missing_is``."""
@@ -78,6 +87,7 @@ class PolicySweep:
     tokens: int
     truncated: int
     missing: int
+    seconds: float | None = None
 
     def pass_at(self, k: int, missing_is: float = 0.0) -> Float[NDArray[np.float64], " P"]:
         """Unbiased pass@k of each problem; a missing verdict counts as ``missing_is``."""
@@ -152,7 +162,7 @@ def sweep(
         for sample in range(samples)
     ]
     rollouts = collect(engine, task, problems, requests, store, order=space.order, progress=progress)
-    return Sweep.of(problems, space, samples, rollouts)
+    return Sweep.of(problems, space, samples, rollouts, store.seconds(rollout.key for rollout in rollouts))
 
 
 def sweep_policy(
@@ -174,4 +184,5 @@ def sweep_policy(
         for sample in range(samples)
     ]
     rollouts = collect(engine, task, problems, requests, store, order=order, progress=progress, policy=policy)
-    return PolicySweep(tuple(problems), *_arrays(rollouts, (len(problems), samples)), *_counts(rollouts))
+    seconds = store.seconds(rollout.key for rollout in rollouts)
+    return PolicySweep(tuple(problems), *_arrays(rollouts, (len(problems), samples)), *_counts(rollouts), seconds)

@@ -126,7 +126,8 @@ class QuestionTask:
         turns = conversation(self.style, problem.question, cot, asking.thinking, can_think, [*self._shown.values()])
         if chat is None:
             return Prompt(problem.id, as_plain_text(turns), self.stop, cot)
-        return Prompt(problem.id, chat.render(turns, asking.thinking if can_think else None), (), cot)
+        text = chat.render(turns, asking.thinking if can_think else None)
+        return Prompt(problem.id, text, (), cot, asking.thinking and can_think)
 
     def verify(self, problem: Problem, completion: Completion) -> Verdict:
         """The verifier's verdict on the text, as far as it came: one cut by the token budget may hold its answer."""

@@ -7,7 +7,7 @@ from rheostat.config import DemoConfig, TokenRunConfig
 from rheostat.console import Console
 from rheostat.engines.base import Engine
 from rheostat.verbs import sequence, token
-from rheostat.verbs.run import open_run, pose
+from rheostat.verbs.run import open_run, pose, require_own_results
 
 
 def demo(config: DemoConfig, out: Path, console: Console, engine: Engine | None = None) -> dict[str, Any]:
@@ -15,7 +15,8 @@ def demo(config: DemoConfig, out: Path, console: Console, engine: Engine | None 
     shared = {"model": config.model, "engine": config.engine, "order": config.order, "seed": config.seed}
     token_config = TokenRunConfig(**config.token.model_dump(), **shared)
     pose(token_config)  # what the second level cannot have is refused before the first is paid for
-    with open_run(config, out, console, engine) as run:
+    require_own_results(out, "sequence")
+    with open_run(config, out, console, engine) as run, run.under_way():
         console.say("sequence level: one strategy per prompt")
         results = sequence.train_and_judge(run)
         console.say("token level: one action at every token")

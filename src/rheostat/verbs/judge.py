@@ -1,7 +1,7 @@
 """Judging: adapters of both levels and static strategies on the same test problems; what ``results.json`` says."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines.base import Engine
 from rheostat.errors import AdapterError
 from rheostat.evaluation.behaviour import behaviour
-from rheostat.evaluation.evaluate import BEST, Comparison, Groups, compare, groups_of
+from rheostat.evaluation.evaluate import BEST, MIXED, MIXED_PER_TOKEN, Comparison, Groups, compare, groups_of
 from rheostat.evaluation.judged import Judged, Measured, sequence_choices, token_grid, token_judged
+from rheostat.rollouts.collect import policy_device
 from rheostat.rollouts.sweep import PolicySweep, Sweep
 from rheostat.statistics import mean_interval
 from rheostat.tasks.base import Split
 from rheostat.types import Problem
 from rheostat.verbs.baselines import Tuned, tune
-from rheostat.verbs.run import Run, open_run
+from rheostat.verbs.run import Run, open_run, require_own_results
 
 _NOTHING = Tuned()
 
@@ -75,9 +76,12 @@ class Rivals:
         )
 
     @property
+    def _token_adapters(self) -> list[TokenAdapter]:
+        return [policy.adapter for policy in self.token.values() if isinstance(policy, AdaptiveDecoding)]
+
+    @property
     def _adapters(self) -> list[SequenceAdapter | TokenAdapter]:
-        learned = [policy.adapter for policy in self.token.values() if isinstance(policy, AdaptiveDecoding)]
-        return [*self.sequence.values(), *learned]
+        return [*self.sequence.values(), *self._token_adapters]
 
     @property
     def see_budgets(self) -> list[bool]:
@@ -108,6 +112,17 @@ class Rivals:
             return None
         return ActionSpace(tuple(dict.fromkeys(strategy for space in spaces for strategy in space)), spaces[0].order)
 
+    def mixed(self, asked: ActionSpace) -> dict[str, ActionSpace]:
+        """What MIXED draws from: the action space of the first adapter, at the token level of the first one there.
+
+        A rival more, or another strategy to measure, leaves it as it is. Without an adapter that has actions:
+        ``asked``, the strategies that were asked for.
+        """
+        spaces = [adapter.space for adapter in self._adapters]
+        at_tokens = [adapter.space for adapter in self._token_adapters] or spaces
+        found = {MIXED: next(iter(spaces), asked)}
+        return found | ({MIXED_PER_TOKEN: next(iter(at_tokens), asked)} if self.token else {})
+
     @property
     def budgets(self) -> tuple[int, ...] | None:
         """The parallel budgets that the adapters were trained for; None where none was."""
@@ -118,10 +133,12 @@ def evaluate(
     config: EvaluateConfig, out: Path, console: Console, rivals: Rivals, engine: Engine | None = None
 ) -> dict[str, Any]:
     """`rheostat evaluate`: sample what the store lacks, compare, write results and report."""
-    with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run:
+    require_own_results(out, "sequence")
+    with open_run(config, out, console, engine, splits=(Split.VALIDATION, Split.TEST)) as run, run.under_way():
         budgets = config.judged_budgets
         tuned = tune(run, config.baselines, budgets, config.samples.validation)
-        space = ActionSpace(tuple(dict.fromkeys((*config.space, *tuned.strategies.values()))), config.order)
+        more = (*tuned.strategies.values(), *tuned.majority.values())
+        space = ActionSpace(tuple(dict.fromkeys((*config.space, *more))), config.order)
         on_validation = run.sweep(Split.VALIDATION, space, config.samples.validation)
         on_test = run.sweep(Split.TEST, space, config.samples.test)
         results = judge(run, budgets, on_validation, on_test, rivals, tuned)
@@ -139,18 +156,23 @@ def judge(
         sweeps[name] = dict.fromkeys(budgets, run.sample(name, problems, policy, 1, samples))
     longest = max(int(on_test.length_PAS.max()), 1)
     measured = Measured.of(on_test, budgets, token_grid(longest))
-    groups = groups_of(problems, [run.task.prompt(problem).cot for problem in problems])
+    groups = groups_of(problems, [run.task.prompt(problem).style for problem in problems])
     policies, choices = _sequence_level(run, rivals, measured, budgets, groups)
     for name, own in sweeps.items():
         kind = "adapter" if isinstance(rivals.token.get(name), AdaptiveDecoding) else "baseline"
         policies[name] = token_judged(kind, own, measured.grid)
     for name, strategy in tuned.strategies.items():
-        policies[name] = measured.static("baseline", dict.fromkeys(budgets, space.strategies.index(strategy)))
-    mixed = measured.mixture("mixed", {k: np.full((len(problems), len(space)), 1 / len(space)) for k in budgets})
-    if rivals.token:
-        uniform = UniformMixture(space, run.engine.info.device)
-        at_random = run.sample("MIXED", problems, uniform, 1, samples)
-        mixed = token_judged("mixed", dict.fromkeys(budgets, at_random), measured.grid)
+        alone, voting = (
+            measured.static("baseline", dict.fromkeys(budgets, space.strategies.index(own)))
+            for own in (strategy, tuned.majority[name])
+        )
+        policies[name] = replace(alone, majority=voting.majority)
+    spaces = rivals.mixed(run.config.space)
+    mixed = {MIXED: measured.uniform("mixed", spaces[MIXED], budgets)}
+    if MIXED_PER_TOKEN in spaces:
+        uniform = UniformMixture(spaces[MIXED_PER_TOKEN], policy_device(run.engine))
+        at_random = run.sample(MIXED_PER_TOKEN, problems, uniform, 1, samples)
+        mixed[MIXED_PER_TOKEN] = token_judged("mixed", dict.fromkeys(budgets, at_random), measured.grid)
     with run.phase("evaluation"):
         comparison = compare(on_validation, measured, policies, mixed, groups)
     results: dict[str, Any] = {
@@ -161,6 +183,7 @@ def judge(
         "budgets": list(budgets),
         **comparison.to_dict(),
         "by_group": _by_group(next(iter(rivals.described), None), comparison, measured, policies, groups),
+        "mixed": {name: [str(strategy) for strategy in own] for name, own in spaces.items()},
         "choices": choices,
         "tuned": dict(tuned.chosen),
         **run.bounds(on_test, tuple(budgets)),
@@ -174,8 +197,16 @@ def judge(
             assert isinstance(policy, AdaptiveDecoding)
             results |= behaviour(run.engine, run.task, problems, policy, first, run.config.seed)
     results["wall_seconds"] = dict(run.wall_seconds)
-    results["milliseconds_per_token"] = dict(run.milliseconds_per_token)
+    results["milliseconds_per_token"] = _rates(run, [*rivals.sequence, *tuned.strategies, MIXED])
     return results
+
+
+def _rates(run: Run, applying: Sequence[str]) -> dict[str, float]:
+    """Milliseconds per token of everything sampled; who applies strategies has the rate of their sweep, in which they
+    shared batches."""
+    rates = run.milliseconds_per_token
+    swept = rates.get(f"strategies on {Split.TEST}")
+    return rates | ({} if swept is None else dict.fromkeys(applying, swept))
 
 
 def _token_sweeps(

@@ -1,11 +1,14 @@
 """``--dry-run``: what a command would sample, and what that takes at most. No model is loaded, no store opened."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rheostat.adapters.files import BaseModel
+from rheostat.baselines import Baseline
+from rheostat.baselines.turn import TEMPERATURES
 from rheostat.config import (
     AutoDecoRunConfig,
     DemoConfig,
@@ -19,12 +22,13 @@ from rheostat.decoding.recording import bytes_per_token
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines import models
 from rheostat.engines.fake import FakeEngine
-from rheostat.errors import ModelError
+from rheostat.errors import AdapterError, ModelError
 from rheostat.tasks.base import Split
 from rheostat.tasks.benchmarks import BENCHMARKS
 from rheostat.tasks.choose import CUSTOM_TOKENS, TaskChoice, make_task
 from rheostat.tasks.records import sources_of
 from rheostat.training.bandit import Estimator
+from rheostat.verbs.baselines import DYNAMIC, EDT, TURN_PROMPTS, TURN_SAMPLES
 from rheostat.verbs.judge import Rivals
 from rheostat.verbs.run import Config, pose
 from rheostat.verbs.select import rounds_of
@@ -71,18 +75,26 @@ def plan_train_autodeco(config: AutoDecoRunConfig) -> Plan:
     return _whole("train autodeco", [_level("token", config, phases, splits=splits)])
 
 
-def plan_evaluate(config: EvaluateConfig, rivals: Rivals, absent: Sequence[str]) -> Plan:
+def plan_evaluate(
+    config: EvaluateConfig, rivals: Rivals, absent: Sequence[str], bases: Mapping[str, BaseModel]
+) -> Plan:
     """Of ``rheostat evaluate`` with adapters, or with static strategies alone.
 
     Args:
         config: what is judged.
         rivals: who is judged, of the adapters that are there.
         absent: adapters that are not there yet.
+        bases: what those that are there were trained for, by their names.
+
+    Raises:
+        AdapterError: one was trained for another model, as far as that is known without loading one.
     """
+    doubts = _check_bases(config.model, bases)
     problems, samples = config.problems, config.samples
     phases = [
         ("validation", _sweep(problems.validation, config.space, samples.validation)),
         ("test", _sweep(problems.test, config.space, samples.test)),
+        *_baselines(config),
     ]
     seen = rivals.see_budgets
     if seen:
@@ -92,7 +104,7 @@ def plan_evaluate(config: EvaluateConfig, rivals: Rivals, absent: Sequence[str])
         f"adapter {name} is not there: its strategies, and a token-level one's own rollouts, are not in the plan"
         for name in absent
     ]
-    return _whole("evaluate", [level], notes)
+    return _whole("evaluate", [level], [*notes, *doubts])
 
 
 def plan_policies(config: PolicyRunConfig) -> Plan:
@@ -149,13 +161,28 @@ def _training(config: TokenRunConfig) -> Phases:
 
 
 def _token_policies(problems: int, samples: int, budgets: Sequence[int], see_budgets: Sequence[bool]) -> Phases:
-    """What policies that choose at every token sample on test problems, MIXED included."""
+    """What policies that choose at every token sample on test problems, MIXED per token included."""
     own = sum(sum(max(2 * k, samples) for k in budgets) if sees else samples for sees in see_budgets)
     return [
-        ("MIXED, test", problems * samples),
+        ("MIXED per token, test", problems * samples),
         ("token-level policies, test", problems * own),
         ("traces", _traces(problems)),
     ]
+
+
+def _baselines(config: EvaluateConfig) -> Phases:
+    """What baselines sample: TURN's temperatures on validation prompts, and the two that it finds on both splits unless
+    they are measured anyway; the settings of the others on validation, and the best on test."""
+    problems, samples = config.problems, config.samples
+    validation, test = problems.validation * samples.validation, problems.test * samples.test
+    phases: Phases = []
+    if Baseline.TURN in config.baselines:
+        watched = len(TEMPERATURES) * min(TURN_PROMPTS, problems.validation) * TURN_SAMPLES
+        phases += [("TURN, entropies", watched), ("TURN's strategies, validation and test", 2 * (validation + test))]
+    for baseline, name, settings in ((Baseline.EDT, "EDT", EDT), (Baseline.DYNAMIC, "dynamic temperature", DYNAMIC)):
+        if baseline in config.baselines:
+            phases += [(f"{name}, validation", len(settings) * validation), (f"{name}, test", test)]
+    return phases
 
 
 def _traces(problems: int) -> int:
@@ -243,6 +270,24 @@ def _hidden_size(model: str) -> tuple[int | None, str]:
         return None, f"memory of recorded tokens is not known: {error}"
     found = content.get("hidden_size")
     return (found, "") if isinstance(found, int) else (None, f"{model}: its config.json names no hidden_size")
+
+
+def _check_bases(model: str, bases: Mapping[str, BaseModel]) -> list[str]:
+    """What loading the model will have to check."""
+    hidden, _ = _hidden_size(model) if bases else (None, "")
+    fingerprint = FakeEngine().info.fingerprint if model == "fake" else None
+    notes = []
+    for name, base in bases.items():
+        if (fingerprint or base.fingerprint) != base.fingerprint or (hidden or base.hidden_size) != base.hidden_size:
+            raise AdapterError(
+                f"{name}: this adapter was trained for {base} (hidden size {base.hidden_size}), not for {model} "
+                f"(hidden size {hidden}): give --model {base} or an adapter of {model}"
+            )
+        if model not in ("fake", base.id):
+            notes.append(
+                f"adapter {name} was trained for {base}: that {model} is the same is checked when it is loaded"
+            )
+    return notes
 
 
 def _whole(verb: str, levels: Sequence[Plan], notes: Sequence[str] = ()) -> Plan:

@@ -13,22 +13,26 @@ from rheostat.files import atomic_write
 from rheostat.rollouts.sweep import Sweep
 from rheostat.statistics import proportion_interval
 from rheostat.tasks.base import Split
-from rheostat.verbs.run import open_run
+from rheostat.verbs.run import open_run, require_own_results
+
+_STYLES = {"thinking": "thinking", "cot": "with chain of thought", "direct": "without"}
 
 
 def evaluate_policies(
     config: PolicyRunConfig, out: Path, console: Console, engine: Engine | None = None
 ) -> dict[str, Any]:
     """`rheostat evaluate --policy`: pass@k of each strategy, overall, by data set and by prompt style."""
-    with open_run(config, out, console, engine) as run:
+    require_own_results(out, "policies")
+    with open_run(config, out, console, engine) as run, run.under_way():
         sweep = run.sweep(Split.TEST, config.space, config.samples)
-        cot_P = np.array([run.task.prompt(problem).cot for problem in sweep.problems])
-        groups = {"all": np.ones(len(cot_P), dtype=bool)}
+        styles = [run.task.prompt(problem).style for problem in sweep.problems]
+        groups = {"all": np.ones(len(styles), dtype=bool)}
         members = [problem.member for problem in sweep.problems]
         if len(set(members)) > 1:
             groups |= {name: np.array([name == own for own in members]) for name in dict.fromkeys(members)}
-        if cot_P.any() and not cot_P.all():
-            groups |= {"with chain of thought": cot_P, "without": ~cot_P}
+        if len(set(styles)) > 1:
+            named = {name: np.array([style == own for own in styles]) for style, name in _STYLES.items()}
+            groups |= {name: own_P for name, own_P in named.items() if own_P.any()}
         results: dict[str, Any] = {
             "kind": "policies",
             **run.facts(),

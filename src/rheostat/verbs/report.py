@@ -42,7 +42,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
         "report": str(out / "report.html"),
         "figures": [str(path) for path in figures],
         "cards": [str(path) for path in cards],
-        "partial": [str(run.path) for run in runs if run.results is None],
+        "partial": [str(run.path) for run in runs if run.results is None or run.is_outdated],
     }
 
 

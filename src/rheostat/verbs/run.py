@@ -5,9 +5,9 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,7 @@ from rheostat.config import (
     SelectConfig,
     TokenRunConfig,
 )
-from rheostat.console import Console, Step
+from rheostat.console import Console
 from rheostat.decoding.policy import NamedPolicy
 from rheostat.decoding.strategy import ActionSpace
 from rheostat.engines import models
@@ -35,7 +35,7 @@ from rheostat.engines.machine import use_usable_cores
 from rheostat.environment import machine, versions
 from rheostat.errors import ConfigError
 from rheostat.files import atomic_write, make_folder
-from rheostat.reports.folders import FORMAT
+from rheostat.reports.folders import FORMAT, UNFINISHED
 from rheostat.reports.page import write_report
 from rheostat.rollouts.store import RolloutStore
 from rheostat.rollouts.sweep import PolicySweep, Sweep, sweep, sweep_policy
@@ -49,6 +49,29 @@ from rheostat.types import Problem
 Config = RunConfig | TokenRunConfig | AutoDecoRunConfig | PolicyRunConfig | SelectConfig | EvaluateConfig
 
 WITH_BUDGET, WITHOUT_BUDGET = "adapter with budget", "adapter without budget"
+
+
+_KINDS = {
+    "sequence": "an evaluation",
+    "token": "an evaluation",
+    "policies": "fixed strategies (evaluate --policy)",
+    "selection": "a selection",
+}
+
+
+def require_own_results(out: Path, kind: str) -> None:
+    """Refuse a folder whose ``results.json`` is of another kind than the one that is about to be written.
+
+    Raises:
+        ConfigError: it is.
+    """
+    path = out / "results.json"
+    try:
+        found = json.loads(path.read_text()).get("kind")
+    except (OSError, ValueError, AttributeError):  # not there, or nothing to lose
+        return
+    if _KINDS.get(found, found) != _KINDS[kind]:
+        raise ConfigError(f"{path} holds {_KINDS.get(found, found)}, not {_KINDS[kind]}: choose another --out")
 
 
 def open_engine(model: str, engine: EngineName = "local") -> Engine:
@@ -73,9 +96,40 @@ def base_of(info: EngineInfo) -> BaseModel:
     return BaseModel(info.model, None, info.hidden_size, info.fingerprint)
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a run sampled, or found in its folder.
+
+    Attributes:
+        rollouts: completions.
+        in_this_run: how many of them were sampled in this run.
+        tokens: of all.
+        truncated: how many ended at the token budget.
+        missing: how many have no verdict.
+        seconds: what sampling and judging took, in whichever run it was; None: not known of all.
+    """
+
+    rollouts: int
+    in_this_run: int
+    tokens: int
+    truncated: int
+    missing: int
+    seconds: float | None
+
+    @classmethod
+    def of(cls, sweep: Sweep | PolicySweep, in_this_run: int) -> Self:
+        counts = (sweep.tokens, sweep.truncated, sweep.missing)
+        return cls(sweep.sampled, in_this_run, *counts, None if sweep.seconds is None else round(sweep.seconds, 6))
+
+
 @dataclass
 class Run:
-    """One level of one command. Two levels of a command share engine, store and console."""
+    """One level of one command. Two levels of a command share engine, store and console.
+
+    Attributes:
+        wall_seconds: what each phase took in this run.
+        sampled: what was sampled, in this run or in an earlier one.
+    """
 
     config: Config
     out: Path
@@ -85,8 +139,7 @@ class Run:
     console: Console
     splits: Mapping[Split, list[Problem]]
     wall_seconds: dict[str, float] = field(default_factory=dict)
-    sweeps: list[Sweep | PolicySweep] = field(default_factory=list)
-    milliseconds_per_token: dict[str, float] = field(default_factory=dict)
+    sampled: dict[str, Sampled] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -97,24 +150,20 @@ class Run:
         finally:
             self.wall_seconds[name] = self.wall_seconds.get(name, 0) + round(time.perf_counter() - start, 3)
 
-    @contextmanager
-    def _sampling(self, what: str, phase: str, total: int, title: str) -> Iterator[Step]:
-        """Count the time of sampling, and what a token of it takes where all are sampled now."""
-        start, before, known = time.perf_counter(), len(self.store), len(self.sweeps)
-        with self.phase(phase), self.console.progress(title, total, "tokens") as bar:
-            yield bar
-        done = [sweep for sweep in self.sweeps[known:] if sweep.tokens]
-        if done and len(self.store) - before == sum(sweep.sampled for sweep in done):
-            tokens = sum(sweep.tokens for sweep in done)
-            self.milliseconds_per_token[what] = round(1000 * (time.perf_counter() - start) / tokens, 4)
+    @property
+    def milliseconds_per_token(self) -> dict[str, float]:
+        """Of everything sampled whose time is known, judging included, in whichever run it was."""
+        known = {what: (item.seconds, item.tokens) for what, item in self.sampled.items()}
+        return {what: round(1000 * s / tokens, 4) for what, (s, tokens) in known.items() if s is not None and tokens}
 
     def sweep(self, split: Split, space: ActionSpace, samples: int) -> Sweep:
         """Every strategy on every problem of a split, from the store where it is there."""
         problems = self.splits[split]
         total = len(problems) * len(space) * samples
-        with self._sampling(f"strategies on {split}", f"rollouts {split}", total, f"rollouts for {split}") as bar:
+        before, title = len(self.store), f"rollouts for {split}"
+        with self.phase(f"rollouts {split}"), self.console.progress(title, total, "tokens") as bar:
             result = sweep(self.engine, self.task, problems, space, samples, self.config.seed, self.store, bar)
-            self.sweeps.append(result)
+        self.sampled[f"strategies on {split}"] = Sampled.of(result, len(self.store) - before)
         return result
 
     def embed(self, problems: Sequence[Problem], reads: SequenceConfig) -> Float[Tensor, "P H"]:
@@ -131,13 +180,21 @@ class Run:
         self, what: str, problems: Sequence[Problem], policy: NamedPolicy, budget: int, samples: int
     ) -> PolicySweep:
         """A token policy's completions under B = ``budget``, from the store where they are there."""
-        with self._sampling(what, f"rollouts {what}", len(problems) * samples, what) as bar:
-            order, seed = self.config.order, self.config.seed
+        before, order, seed = len(self.store), self.config.order, self.config.seed
+        with self.phase(f"rollouts {what}"), self.console.progress(what, len(problems) * samples, "tokens") as bar:
             result = sweep_policy(
                 self.engine, self.task, problems, policy, order, budget, samples, seed, self.store, bar
             )
-            self.sweeps.append(result)
+        self.sampled[what] = Sampled.of(result, len(self.store) - before)
         return result
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Leave a note in the folder until results are there: those that it may hold meanwhile are an earlier run's."""
+        note = self.out / UNFINISHED
+        atomic_write(note, self.config.model_dump_json(indent=1))
+        yield
+        note.unlink(missing_ok=True)
 
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write ``results.json`` and ``report.html``."""
@@ -159,16 +216,17 @@ class Run:
             "versions": versions(),
             "machine": machine(),
             "counts": {
-                "rollouts": sum(item.sampled for item in self.sweeps),
-                "tokens": sum(item.tokens for item in self.sweeps),
-                "truncated": sum(item.truncated for item in self.sweeps),
-                "without_verdict": sum(item.missing for item in self.sweeps),
+                "rollouts": sum(item.rollouts for item in self.sampled.values()),
+                "tokens": sum(item.tokens for item in self.sampled.values()),
+                "truncated": sum(item.truncated for item in self.sampled.values()),
+                "without_verdict": sum(item.missing for item in self.sampled.values()),
             },
+            "sampled": {what: asdict(item) for what, item in self.sampled.items()},
         }
 
     def bounds(self, on_test: Sweep, budgets: tuple[int, ...]) -> dict[str, object]:
         """The mean over strategies with missing verdicts counted wrong and right; empty where none is missing."""
-        if not any(item.missing for item in self.sweeps):
+        if not any(item.missing for item in self.sampled.values()):
             return {}
         missing = {"missing_wrong": 0.0, "missing_right": 1.0}
         return {

@@ -34,7 +34,7 @@ from rheostat.seeding import derive_seed
 from rheostat.statistics import Interval
 from rheostat.tasks.base import Split
 from rheostat.types import Problem
-from rheostat.verbs.run import Run, open_run
+from rheostat.verbs.run import Run, open_run, require_own_results
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,7 @@ def select(config: SelectConfig, out: Path, console: Console, engine: Engine | N
         ConfigError: more is asked for than the candidates, problems or limits allow, or nothing can be chosen.
         StoreError: the folder holds rollouts of another model or task.
     """
+    require_own_results(out, "selection")
     with open_run(config, out, console, engine) as run:
         _check_store(run)
         problems = _shuffled(run.splits[Split.VALIDATION], config.seed)
