@@ -22,8 +22,8 @@ help: ## list the targets
 demo: $(if $(IS_VLLM),.venv-vllm/.installed,$(STAMP)) ## train a decoding adapter on a real model, compare it, write runs/demo/report.html
 	@$(if $(IS_VLLM),.venv-vllm/bin/rheostat demo $(VLLM_DEMO),$(BIN)/rheostat demo) $(ARGS)
 
-test: $(STAMP) ## run the tests (those that need the demo's model are skipped until it has been pulled)
-	@$(BIN)/pytest -q $(ARGS)
+test: $(STAMP) ## run the tests, one process a core (those that need the demo's model are skipped until it has been pulled)
+	@$(BIN)/pytest -q -n auto --dist loadfile $(ARGS)
 
 test-model: $(STAMP) ## pull the demo's model and run the tests that need it
 	@RHEOSTAT_TEST_MODEL=1 $(BIN)/pytest -q -m model $(ARGS)
