@@ -121,6 +121,7 @@ def decode(
     history: list[tuple[Tensor, Tensor]] = []  # (who, what) of every step; lists are filled when a text is due
     t = 0
     while len(active_S):
+        streams_S = streams[active_S.numpy()]
         state = StepState(
             hidden_BH,
             logits_BV,
@@ -129,9 +130,9 @@ def decode(
             torch.full_like(active_S, t, device=device),
             budget_N[active_S].to(device),
             parallel_N[active_S].to(device),
-            streams[active_S.numpy()],
+            streams_S,
         )
-        uniform_S = torch.from_numpy(uniforms(state.streams_S, t, Purpose.TOKEN)).to(device)
+        uniform_S = torch.from_numpy(uniforms(streams_S, t, Purpose.TOKEN)).to(device)
         decision = policy.decide(state)
         token_S = draw(logits_BV, state.row_S, decision, uniform_S, order)
         if observer is not None:
