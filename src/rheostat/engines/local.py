@@ -21,8 +21,9 @@ from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.layers import speed_up
 from rheostat.engines.machine import free_memory, keep_freed_memory, steady
-from rheostat.engines.replay import ROOM, Replays
+from rheostat.engines.refill import Refill
 from rheostat.engines.slots import LocalSlots, SlotCache
+from rheostat.engines.static import StaticCache, StaticRows
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
 
@@ -91,8 +92,8 @@ class LocalEngine:
         # half of what is free is planned for: prompts, prefixes and attention need some, and so may others
         self.batch_bytes = steady(free_memory(self.device) // 2)
         self._cache_bytes = min(self.batch_bytes, _CACHE_BYTES) if self.device.type == "cpu" else self.batch_bytes
-        self._logit_bytes = _LOGITS * 4 * size
-        self._replays = Replays(self, enabled=self.device.type == "cuda")
+        self.logit_bytes = _LOGITS * 4 * size
+        self._static = StaticRows(self, replays=True) if self.device.type == "cuda" else None
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._endings: dict[tuple[str, ...], Tensor] = {}
 
@@ -127,6 +128,13 @@ class LocalEngine:
         budgets = [max(requests[index].max_tokens for index in of_prompt[prompt]) for prompt in prompts]
         tokens = self._tokenize(prompts, budgets)
         policy = policy or own_strategies(requests, self.device)
+        rows = self._static
+        if rows is not None and requests and getattr(policy, "replayable", False):
+            longest = max(len(ids) + budget for ids, budget in zip(tokens, budgets, strict=True))
+            count = rows.begin(len(requests), longest)
+            if count:
+                prompt_of = {index: p for p, mine in enumerate(of_prompt.values()) for index in mine}
+                return Refill(self, rows, count, requests, tokens, prompt_of).complete(policy, order, observer)
         results: dict[int, Completion] = {}
         parts: list[tuple[int, list[int]]] = []  # prompts, and those of their requests that a batch can hold
         for p, prompt in enumerate(prompts):
@@ -140,7 +148,7 @@ class LocalEngine:
                 self.vocabulary,
                 [requests[index] for _, index in members],
                 [row for row, _ in members],
-                self._ending_tokens,
+                self.ending_tokens_of,
                 order,
                 policy,
                 [index for _, index in members],
@@ -148,6 +156,13 @@ class LocalEngine:
             )
             results.update(zip((index for _, index in members), completions, strict=True))
         return [results[index] for index in range(len(requests))]
+
+    def read(self, tokens: Sequence[list[int]]) -> Iterator[tuple[list[int], RowCache]]:
+        """Keys and values of prompts: those that were read together, and where."""
+        for batch in self._batches(tokens, [1] * len(tokens), [1] * len(tokens)):
+            rows = _LocalRows(self, [tokens[index] for index in batch])
+            rows.prefill(logits=False)
+            yield batch, rows.cache
 
     def open_slots(self) -> LocalSlots:
         """See :meth:`rheostat.engines.continuous.SlotEngine.open_slots`."""
@@ -175,7 +190,8 @@ class LocalEngine:
         text = self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True, **switch)
         return str(text)
 
-    def _ending_tokens(self, stop: tuple[str, ...]) -> Tensor:
+    def ending_tokens_of(self, stop: tuple[str, ...]) -> Tensor:
+        """:func:`rheostat.engines.decode.ending_tokens`, kept."""
         if stop not in self._endings:
             self._endings[stop] = ending_tokens(self.vocabulary, stop)
         return self._endings[stop]
@@ -221,7 +237,7 @@ class LocalEngine:
     def _fits(self, tokens: int, rows: int) -> bool:
         """Whether a batch whose rows come to so many tokens beside what they share keeps to the memory planned."""
         kept = tokens * self.bytes_per_token
-        return kept <= self._cache_bytes and kept + rows * self._logit_bytes <= self.batch_bytes
+        return kept <= self._cache_bytes and kept + rows * self.logit_bytes <= self.batch_bytes
 
     def _most_samples(self, prompt: Prompt, length: int, budget: int) -> int:
         """How many answers to a prompt a batch holds; they share all but its last token. One runs in any case.
@@ -231,12 +247,12 @@ class LocalEngine:
         """
         own = 1 + budget
         kept = own * self.bytes_per_token
-        most = min(self._cache_bytes // kept, self.batch_bytes // (kept + self._logit_bytes))
+        most = min(self._cache_bytes // kept, self.batch_bytes // (kept + self.logit_bytes))
         if most:
             return most
-        whole, free = (length + budget) * self.bytes_per_token + self._logit_bytes, free_memory(self.device)
+        whole, free = (length + budget) * self.bytes_per_token + self.logit_bytes, free_memory(self.device)
         if whole > free:
-            room = (free - self._logit_bytes) // self.bytes_per_token - length
+            room = (free - self.logit_bytes) // self.bytes_per_token - length
             advice = f"lower max_tokens to {room}" if room > 0 else "free some memory, or take a smaller model"
             raise ModelError(
                 f"prompt of problem {prompt.problem_id!r}: its {length} tokens and {budget} more take "
@@ -248,10 +264,14 @@ class LocalEngine:
     @property
     def bytes_per_token(self) -> int:
         """Of keys and values, all layers together."""
+        return 2 * math.prod(self.cache_shape) * int(self.model.dtype.itemsize)
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Layers, KV heads, and numbers of a head."""
         config = self.model.config.get_text_config()
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-        return int(2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize)
+        return config.num_hidden_layers, getattr(config, "num_key_value_heads", config.num_attention_heads), head_dim
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Keys and values of a shared prefix, computed once and kept for later batches."""
@@ -298,25 +318,20 @@ class LocalEngine:
             )
             cache.step(end - start)
             sum_BH += (hidden_BLH.float() * ~is_padding_BL[:, start:end, None]).sum(1)
-        return Fed(hidden_BLH[:, -1], logits_BV, sum_BH)
+        return Fed(hidden_BLH[:, -1], logits_BV.float(), sum_BH)
 
     @torch.inference_mode()
     def step(self, token_B: Tensor, position_B: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
-        """One token per row: hidden_BH after the final norm, and float32 logits_BV, which last until the next step."""
+        """One token per row: hidden_BH after the final norm, and float32 logits_BV."""
         mask = _no_mask(self.device) if self._kernels else cache.mask_of_step()
-        replay = self._replays.of(cache, token_B, position_B, mask)
-        if replay is None:
-            hidden_BLH, logits_BV = self.forward(token_B[:, None], position_B[:, None], mask, cache, logits=True)
-            cache.still += 1
-        else:
-            hidden_BLH, logits_BV = replay(token_B, position_B, mask, cache.length)
+        hidden_BLH, logits_BV = self.forward(token_B[:, None], position_B[:, None], mask, cache, logits=True)
         cache.step(1)
-        return hidden_BLH[:, -1], logits_BV
+        return hidden_BLH[:, -1], logits_BV.float()
 
     def forward(
-        self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache, *, logits: bool
+        self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache | StaticCache, *, logits: bool
     ) -> tuple[Tensor, Tensor]:
-        """A pass: hidden_BLH after the final norm, and float32 logits_BV of the last tokens where they are wanted.
+        """A pass: hidden_BLH after the final norm, and logits_BV of the last tokens where they are wanted.
 
         The cache is written, and ``cache.step`` not called.
         """
@@ -329,7 +344,7 @@ class LocalEngine:
             "rheostat_prefix": cache.prefix,
         }
         if logits:
-            logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+            logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
         else:
             self.model.base_model(**inputs)
             logits_BV = torch.empty(len(ids_BL), 0, device=self.device)
@@ -367,17 +382,17 @@ class _LocalRows:
         own = max(map(len, prompts)) - shared
         self.ids_BL = torch.tensor([[0] * (own - len(ids) + shared) + ids[shared:] for ids in prompts], device=device)
         prefix, padding_B = engine.prefix(tuple(prompts[0][:shared])), own + shared - self.lengths
-        self.cache = RowCache(prefix, padding_B, ROOM) if device.type == "cuda" else RowCache(prefix, padding_B)
+        self.cache = RowCache(prefix, padding_B)
         self.position_B = self.lengths - 1  # of the last token in the cache
 
-    def _prefill(self, *, logits: bool) -> Fed:
+    def prefill(self, *, logits: bool) -> Fed:
         start = self.lengths - self.ids_BL.shape[1]
         own = torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device)
         position_BL = (start[:, None] + own).clamp(min=0)
         return self.engine.prefill(self.ids_BL, position_BL, self.cache, logits=logits)
 
     def embed(self, pooling: Pooling) -> Tensor:
-        fed = self._prefill(logits=False)
+        fed = self.prefill(logits=False)
         if pooling is Pooling.LAST:
             return fed.hidden_BH
         prefix_sum_H = self.cache.prefix.hidden_sum_H
@@ -385,7 +400,7 @@ class _LocalRows:
         return (fed.sum_BH + prefix_sum_H.to(fed.sum_BH.device)) / self.lengths[:, None]
 
     def begin(self) -> tuple[Tensor, Tensor]:
-        fed = self._prefill(logits=True)
+        fed = self.prefill(logits=True)
         return fed.hidden_BH, fed.logits_BV
 
     def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
