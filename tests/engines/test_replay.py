@@ -389,6 +389,18 @@ def test_the_host_looks_every_few_steps_and_late(
     assert seen == [8, "look", "look", 8, "look", "look"]  # the second for the observer
 
 
+def test_a_row_whose_budget_is_spent_stays_in_its_room(
+    engine: LocalEngine, plain: StaticRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the others go on."""
+    monkeypatch.setattr(engine.vocabulary, "eos_ids", frozenset())
+    requests = [Request(Prompt("p", TEXTS[1]), Strategy(), i, 0, budget) for i, budget in enumerate((1, 2, 40, 7))]
+    engine.generate(requests)
+    first = len(engine.tokenizer(TEXTS[1])["input_ids"]) - 1
+    position_R = plain._whole[static._WHOLE.index("position")]
+    assert (position_R - first).tolist() == [request.max_tokens - 1 for request in requests]
+
+
 def test_rows_shrink_with_those_who_stay(
     engine: LocalEngine, plain: StaticRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,6 @@ class Replays:
         try:
             step()
             plain_BV = logits_BV.clone()
-            self._restore(before)
             decision, graph = captured(step, pool)
             self._restore(before)
             graph.replay()
