@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from rheostat.seeding import Purpose, derive_seed, uniforms
+from rheostat.seeding import Purpose, derive_seed, tensor_uniforms, uniforms
 
 MASK = (1 << 64) - 1
 
@@ -65,6 +66,20 @@ def test_uniform_equals_big_integers(stream: int, t: int, purpose: Purpose) -> N
     got = uniforms(np.array([stream], dtype=np.uint64), t, purpose)
     assert got.dtype == np.float64
     assert got.tolist() == [reference_uniform(stream, t, purpose)]
+
+
+@pytest.mark.parametrize("purpose", Purpose)
+def test_tensors_give_the_same_bits(purpose: Purpose) -> None:
+    draw = np.random.default_rng(int(purpose))
+    edges = np.array([0, 1, MASK, 1 << 63, (1 << 63) - 1], dtype=np.uint64)
+    streams = np.concatenate([edges, draw.integers(0, 2**64, 5000, dtype=np.uint64)])
+    t = draw.integers(0, 2**20, len(streams))
+    got = tensor_uniforms(torch.from_numpy(streams.view(np.int64)), torch.from_numpy(t), purpose)
+    assert got.dtype == torch.float64
+    assert got.tolist() == [
+        reference_uniform(int(stream), int(at), purpose) for stream, at in zip(streams, t, strict=True)
+    ]
+    np.testing.assert_array_equal(got.numpy(), uniforms(streams, t, purpose))
 
 
 @given(st.lists(st.tuples(st.integers(0, MASK), st.integers(0, 10_000)), min_size=1, max_size=40), st.randoms())

@@ -7,9 +7,13 @@ Every draw is a pure function of who asks for it: a 64-bit *stream* is hashed fr
 
 import hashlib
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # the ground floor loads no torch
+    from torch import Tensor
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -46,3 +50,25 @@ def uniforms(streams: NDArray[np.uint64], t: int | NDArray[np.int64], purpose: P
         bits = _mix(_mix(streams) + counter * _GOLDEN)
         bits = _mix(bits)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def tensor_uniforms(streams_S: "Tensor", t_S: "Tensor", purpose: Purpose) -> "Tensor":
+    """:func:`uniforms`, bit for bit, on the device of tensors: streams are the same 64 bits as int64."""
+    counter_S = t_S * len(Purpose) + (int(purpose) + 1)
+    bits_S = _mix_tensor(_mix_tensor(_mix_tensor(streams_S) + counter_S * _signed(_GOLDEN)))
+    return _shifted(bits_S, 11).double() * 2.0**-53
+
+
+def _mix_tensor(x: "Tensor") -> "Tensor":
+    x = (x ^ _shifted(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shifted(x, 27)) * _signed(_MIX_2)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: "Tensor", places: int) -> "Tensor":
+    """To the right, zeros coming in: int64 has its sign there."""
+    return x >> places & (1 << 64 - places) - 1
+
+
+def _signed(constant: np.uint64) -> int:
+    return int(constant.astype(np.int64))

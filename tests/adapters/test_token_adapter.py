@@ -277,6 +277,21 @@ def test_choices_depend_neither_on_order_nor_on_company_nor_on_shared_rows(commi
     assert alone == choice_S.tolist()
     other = policy.decide(replace(state, streams_S=state.streams_S[::-1].copy())).choice_S
     assert torch.equal(other, choice_S) is commit, "drawn from the streams; a committed choice needs none"
+    on_device = replace(state, streams_S=torch.from_numpy(state.streams_S.view(np.int64)))
+    assert torch.equal(policy.decide(on_device).choice_S, choice_S)
+
+
+def test_what_is_not_finite_is_told_where_the_host_may_look() -> None:
+    adapter, state = adapter_of(), state_of()
+    adapter.output.bias.data.fill_(torch.nan)
+    with pytest.raises(AdapterError, match="not finite"):
+        AdaptiveDecoding(adapter).decide(state)
+    decision = AdaptiveDecoding(adapter).decide(
+        replace(state, streams_S=torch.from_numpy(state.streams_S.view(np.int64)))
+    )
+    assert decision.log_pi_SK is not None
+    assert decision.log_pi_SK.isnan().all()
+    assert ((decision.choice_S >= 0) & (decision.choice_S < A)).all()  # a table of actions is read there
 
 
 @pytest.mark.parametrize("over", ["streams", "steps"])

@@ -233,6 +233,11 @@ class AdaptiveDecoding:
         self._start_RA = torch.empty(0, len(adapter.space), device=adapter.output.weight.device)
 
     @property
+    def replayable(self) -> bool:
+        """See :class:`rheostat.decoding.policy.ReplayedPolicy`."""
+        return self.adapter.start is None and self._parameters.top_n_sigma_K is None
+
+    @property
     def start_RA(self) -> Float[Tensor, "R A"] | None:
         """log π of the sequence level for each request of the last call, by position; None without a start."""
         return None if self.adapter.start is None else self._start_RA

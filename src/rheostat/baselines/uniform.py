@@ -21,6 +21,11 @@ class UniformMixture:
         self._parameters = SamplingParameters.of(space.strategies, device)
 
     @property
+    def replayable(self) -> bool:
+        """See :class:`rheostat.decoding.policy.ReplayedPolicy`."""
+        return self._parameters.top_n_sigma_K is None
+
+    @property
     def key(self) -> str:
         """Names its actions."""
         return f"uniform mixture of {'; '.join(map(str, self._space))}"

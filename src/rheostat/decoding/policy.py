@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rheostat.decoding.strategy import ActionSpace, Strategy
 from rheostat.errors import AdapterError
-from rheostat.seeding import Purpose, uniforms
+from rheostat.seeding import Purpose, tensor_uniforms, uniforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ class StepState:
         t_S: tokens written so far; the remaining budget is ``budget_S - t_S`` (paper, section 2.3).
         budget_S: each sequence's token budget b.
         parallel_S: how many completions of its prompt may be sampled: the parallel budget B of each sequence.
-        streams_S: each sequence's random stream (``rheostat.seeding``).
+        streams_S: each sequence's random stream (``rheostat.seeding``); where the host may not look at a step, its 64
+            bits as int64 on the device.
     """
 
     hidden_BH: Float[Tensor, "B H"]
@@ -85,7 +86,7 @@ class StepState:
     t_S: Int[Tensor, " S"]
     budget_S: Int[Tensor, " S"]
     parallel_S: Int[Tensor, " S"]
-    streams_S: NDArray[np.uint64]
+    streams_S: NDArray[np.uint64] | Int[Tensor, " S"]
 
     @property
     def remaining_S(self) -> Int[Tensor, " S"]:
@@ -112,6 +113,18 @@ class TokenPolicy(Protocol):
     def decide(self, state: StepState) -> Decision: ...
 
 
+class ReplayedPolicy(TokenPolicy, Protocol):
+    """A token policy that a GPU can replay.
+
+    Attributes:
+        replayable: whether ``decide`` is nothing but operations on the step's tensors and on tensors that stay where
+            they are, and looks at no number of them where ``streams_S`` is a tensor.
+    """
+
+    @property
+    def replayable(self) -> bool: ...
+
+
 class NamedPolicy(TokenPolicy, Protocol):
     """A token policy whose completions can be stored: ``key`` names everything that shapes its decisions."""
 
@@ -125,6 +138,9 @@ class StepObserver(Protocol):
     def observe(self, state: StepState, decision: Decision, token_S: Int[Tensor, " S"]) -> None: ...
 
 
+NOT_FINITE = "the policy's probabilities are not finite: its weights or the hidden states are damaged"
+
+
 def invert_cdf(pi_PA: Float[Tensor, "P A"], uniform_P: Float[Tensor, " P"]) -> Int[Tensor, " P"]:
     """The action of each row whose share of [0, 1) holds that row's uniform, in float64.
 
@@ -133,9 +149,13 @@ def invert_cdf(pi_PA: Float[Tensor, "P A"], uniform_P: Float[Tensor, " P"]) -> I
     """
     cdf_PA = pi_PA.double().cumsum(dim=1)
     if not bool(cdf_PA[:, -1].isfinite().all()):
-        raise AdapterError("the policy's probabilities are not finite: its weights or the hidden states are damaged")
+        raise AdapterError(NOT_FINITE)
+    return _first_above(cdf_PA, uniform_P.to(cdf_PA))
+
+
+def _first_above(cdf_PA: Tensor, uniform_P: Tensor) -> Tensor:
     cdf_PA = cdf_PA / cdf_PA[:, -1:]  # ends at exactly 1, above every uniform
-    return torch.searchsorted(cdf_PA, uniform_P.to(cdf_PA)[:, None], right=True).squeeze(1)
+    return torch.searchsorted(cdf_PA, uniform_P[:, None], right=True).squeeze(1)
 
 
 def draw_actions(state: StepState, pi_SA: Float[Tensor, "S A"]) -> Int[Tensor, " S"]:
@@ -148,8 +168,12 @@ def draw_actions(state: StepState, pi_SA: Float[Tensor, "S A"]) -> Int[Tensor, "
         pi_SA: rows sum to one.
 
     Raises:
-        AdapterError: probabilities that are not finite.
+        AdapterError: probabilities that are not finite, where the host may look at them. Elsewhere any action stands
+            for them, and ``log_pi_SK`` says so.
     """
+    if isinstance(state.streams_S, Tensor):
+        uniform_S = tensor_uniforms(state.streams_S, state.t_S, Purpose.ACTION)
+        return _first_above(pi_SA.double().cumsum(dim=1), uniform_S).clamp(max=pi_SA.shape[1] - 1)
     steps = state.t_S.cpu().numpy()
     return invert_cdf(pi_SA, torch.from_numpy(uniforms(state.streams_S, steps, Purpose.ACTION)))
 
@@ -173,6 +197,15 @@ class FixedStrategies:
         position = {strategy: index for index, strategy in enumerate(table)}
         self._parameters = SamplingParameters.of(table, device)
         self._choice_N = torch.tensor([position[s] for s in strategies], dtype=torch.int64, device=device)
+
+    @property
+    def replayable(self) -> bool:
+        """See :class:`ReplayedPolicy`; top-nσ is worked out from the logits, by a host that looks at them."""
+        return self._parameters.top_n_sigma_K is None
+
+    def sets(self, request_S: Int[Tensor, " S"]) -> SamplingParameters:
+        """The parameter sets of these requests, one each."""
+        return self._parameters[self._choice_N[request_S]]
 
     def decide(self, state: StepState) -> Decision:
         return Decision(self._parameters, self._choice_N[state.request_S])

@@ -91,8 +91,8 @@ def _truncated(
     log_p_S = torch.full((len(of_S),), -torch.inf, device=logits_RV.device)
     for first in range(0, len(logits_RV), _SORTED):
         logits_DV = logits_RV[first : first + _SORTED]
-        sets = parameters[torch.zeros(len(logits_DV), dtype=torch.int64)]
-        for member_D, logits_DK, index_DK, kept_DK in supports(logits_DV, torch.arange(len(logits_DV)), sets, order):
+        row_D = torch.arange(len(logits_DV), device=logits_DV.device)
+        for member_D, logits_DK, index_DK, kept_DK in supports(logits_DV, row_D, parameters[0 * row_D], order):
             inside_S = torch.isin(of_S, member_D + first)
             local_S = torch.searchsorted(member_D, of_S[inside_S] - first)
             scaled_DK = tempered(logits_DK, parameters.temperature_K).masked_fill(~kept_DK, -torch.inf)

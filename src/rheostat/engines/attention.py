@@ -8,8 +8,6 @@ Attention looks at all of the room, and a mask hides what is unused: a CPU's mat
 which costs two to four times what the unused room does.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -18,9 +16,6 @@ from transformers.cache_utils import Cache
 
 from rheostat.engines.kernels import Place
 from rheostat.engines.slots import SlotCache
-
-if TYPE_CHECKING:
-    from rheostat.engines.replay import Replay
 
 NAME = "rheostat"
 _ROOM = 32  # tokens by which a buffer grows: copies stay rare, waste stays small
@@ -41,32 +36,18 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
     Args:
         prefix: what all rows share.
         padding_B: how many of each row's first tokens nobody sees.
-        room: tokens by which buffers grow.
-
-    Attributes:
-        still: steps of one token since the buffers last moved to other memory.
-        replay: such a step as a GPU can replay it, while the buffers stay where they are.
-        at_1: where such a step writes, on the device; None: ``length``, which a replay would not look at again.
     """
 
-    def __init__(self, prefix: Prefix, padding_B: Int[Tensor, " B"], room: int = _ROOM) -> None:
+    def __init__(self, prefix: Prefix, padding_B: Int[Tensor, " B"]) -> None:
         super().__init__(layers=[])
         self.prefix, self.padding_B = prefix, padding_B
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.length = 0
-        self.still = 0
-        self.replay: Replay | None = None
-        self.at_1: Tensor | None = None
-        self._unit = room
         self._end_B: Tensor | None = None
 
     def _room(self, tokens: int) -> int:
         """What the buffers need for ``tokens`` more tokens."""
-        return -(-(self.length + tokens) // self._unit) * self._unit
-
-    def fits(self) -> bool:
-        """Whether the buffers have room for one more token."""
-        return bool(self.buffers) and self.buffers[0][0].shape[2] == self._room(1)
+        return -(-(self.length + tokens) // _ROOM) * _ROOM
 
     def places(self, layer: int, states: Tensor, groups: int, size: int) -> list[Place] | None:
         """Where kernels work for ``layer``, given the pass's hidden states; None: more than a token for each row."""
@@ -106,12 +87,8 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         if layer_idx == len(self.buffers):
             self.buffers.append((key_states[:, :, :0], value_states[:, :, :0]))
         keys, values = self._with_room(layer_idx, key_states.shape[2])
-        if self.at_1 is not None:
-            keys.index_copy_(2, self.at_1, key_states)
-            values.index_copy_(2, self.at_1, value_states)
-        else:
-            keys[:, :, self.length : end] = key_states
-            values[:, :, self.length : end] = value_states
+        keys[:, :, self.length : end] = key_states
+        values[:, :, self.length : end] = value_states
         return keys, values
 
     def _with_room(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -120,11 +97,7 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
         if self.buffers[layer][0].shape[2] != room:
             keys, values = self.buffers[layer]
             self.buffers[layer] = _grown(keys, room), _grown(values, room)
-            self._has_moved()
         return self.buffers[layer]
-
-    def _has_moved(self) -> None:
-        self.still, self.replay = 0, None
 
     def step(self, tokens: int) -> None:
         """All layers have appended ``tokens`` tokens."""
@@ -133,7 +106,6 @@ class RowCache(Cache):  # type: ignore[misc]  # transformers is untyped
 
     def select(self, parent_B: Tensor) -> None:
         """Row i becomes a copy of row ``parent_B[i]``."""
-        self._has_moved()
         self.padding_B, self._end_B = self.padding_B[parent_B], None
         for layer, (keys, values) in enumerate(self.buffers):  # one at a time: not all layers are there twice
             self.buffers[layer] = keys[parent_B], values[parent_B]
@@ -153,7 +125,6 @@ class Parts(Cache):  # type: ignore[misc]  # transformers is untyped
     def __init__(self, first: RowCache, second: RowCache) -> None:
         super().__init__(layers=[])
         self.parts = [first, second]
-        self.still = 0  # no GPU replays these
 
     def join(self, part: RowCache) -> None:
         """``part``'s rows come after all others."""

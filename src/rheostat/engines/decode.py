@@ -185,6 +185,7 @@ def decode(
             hidden_BH, logits_BV = torch.cat([hidden_BH, new[0]]), torch.cat([logits_BV, new[1]])
             active_S = torch.cat([active_S, running.add(joining)])
         t_S = running.step - running.start_N[active_S]
+        streams_S = running.stream_N[active_S.numpy()]
         state = StepState(
             hidden_BH,
             logits_BV,
@@ -193,9 +194,9 @@ def decode(
             t_S.to(device),
             running.budget_N[active_S].to(device),
             running.parallel_N[active_S].to(device),
-            running.stream_N[active_S.numpy()],
+            streams_S,
         )
-        uniform_S = torch.from_numpy(uniforms(state.streams_S, t_S.numpy(), Purpose.TOKEN)).to(device)
+        uniform_S = torch.from_numpy(uniforms(streams_S, t_S.numpy(), Purpose.TOKEN)).to(device)
         decision = policy.decide(state)
         token_S = draw(logits_BV, state.row_S, decision, uniform_S, order)
         if observer is not None:

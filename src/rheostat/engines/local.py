@@ -21,9 +21,10 @@ from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.layers import speed_up
 from rheostat.engines.machine import free_memory, keep_freed_memory, steady
-from rheostat.engines.replay import Replays
-from rheostat.engines.rows import LocalRows, Waiting, common_prefix
+from rheostat.engines.refill import Refill
+from rheostat.engines.rows import LocalRows, Waiting, asked, common_prefix
 from rheostat.engines.slots import LocalSlots, SlotCache
+from rheostat.engines.static import StaticCache, StaticRows
 from rheostat.errors import ModelError
 from rheostat.types import Completion, Prompt
 
@@ -95,8 +96,8 @@ class LocalEngine:
         on_cpu = self.device.type == "cpu"
         self._cache_bytes = min(self.batch_bytes, _CACHE_BYTES) if on_cpu else self.batch_bytes
         self._few_bytes = min(self.batch_bytes, _FEW_BYTES) if on_cpu else self.batch_bytes
-        self._logit_bytes = _LOGITS * 4 * size
-        self._replays = Replays(self, enabled=self.device.type == "cuda")
+        self.logit_bytes = _LOGITS * 4 * size
+        self._static = None if on_cpu else StaticRows(self, replays=True)
         self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
         self._endings: dict[tuple[str, ...], Tensor] = {}
 
@@ -125,11 +126,28 @@ class LocalEngine:
     ) -> list[Completion]:
         """See :meth:`rheostat.engines.base.Engine.generate`."""
         policy = policy or own_strategies(requests, self.device)
-        waiting = Waiting(self, requests)
+        whole = asked(self, requests)
+        rows = self._static
+        if rows is not None and requests and getattr(policy, "replayable", False):
+            count = rows.begin(len(requests), max(len(part.tokens) + part.budget for part in whole))
+            if count:
+                prompt_of = {index: p for p, part in enumerate(whole) for index in part.members}
+                tokens = [part.tokens for part in whole]
+                return Refill(self, rows, count, requests, tokens, prompt_of).complete(policy, order, observer)
+        waiting = Waiting(self, requests, whole)
         results: dict[int, Completion] = {}
         while (batch := waiting.next()) is not None:
-            results |= decode(batch, self.vocabulary, self._ending_tokens, order, policy, observer, waiting.next_beside)
+            results |= decode(
+                batch, self.vocabulary, self.ending_tokens_of, order, policy, observer, waiting.next_beside
+            )
         return [results[index] for index in range(len(requests))]
+
+    def read(self, tokens: Sequence[list[int]]) -> Iterator[tuple[list[int], RowCache]]:
+        """Keys and values of prompts: those that were read together, and where."""
+        for batch in self.batches(tokens, [1] * len(tokens), [1] * len(tokens)):
+            rows = LocalRows(self, [tokens[index] for index in batch])
+            rows.prefill(logits=False)
+            yield batch, rows.cache
 
     def open_slots(self) -> LocalSlots:
         """See :meth:`rheostat.engines.continuous.SlotEngine.open_slots`."""
@@ -157,7 +175,8 @@ class LocalEngine:
         text = self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True, **switch)
         return str(text)
 
-    def _ending_tokens(self, stop: tuple[str, ...]) -> Tensor:
+    def ending_tokens_of(self, stop: tuple[str, ...]) -> Tensor:
+        """:func:`rheostat.engines.decode.ending_tokens`, kept."""
         if stop not in self._endings:
             self._endings[stop] = ending_tokens(self.vocabulary, stop)
         return self._endings[stop]
@@ -209,7 +228,7 @@ class LocalEngine:
         """Whether a batch whose rows come to so many tokens beside what they share keeps to the memory planned."""
         kept = tokens * self.bytes_per_token
         most = self._few_bytes if rows <= _FEW_ROWS else self._cache_bytes
-        return kept <= most and kept + rows * self._logit_bytes <= self.batch_bytes
+        return kept <= most and kept + rows * self.logit_bytes <= self.batch_bytes
 
     def most_samples(self, prompt: Prompt, length: int, budget: int) -> int:
         """How many answers to a prompt a batch holds; they share all but its last token. One runs in any case.
@@ -220,12 +239,12 @@ class LocalEngine:
         own = 1 + budget
         kept = own * self.bytes_per_token
         most = max(self._cache_bytes // kept, min(_FEW_ROWS, self._few_bytes // kept))
-        most = min(most, self.batch_bytes // (kept + self._logit_bytes))
+        most = min(most, self.batch_bytes // (kept + self.logit_bytes))
         if most:
             return most
-        whole, free = (length + budget) * self.bytes_per_token + self._logit_bytes, free_memory(self.device)
+        whole, free = (length + budget) * self.bytes_per_token + self.logit_bytes, free_memory(self.device)
         if whole > free:
-            room = (free - self._logit_bytes) // self.bytes_per_token - length
+            room = (free - self.logit_bytes) // self.bytes_per_token - length
             advice = f"lower max_tokens to {room}" if room > 0 else "free some memory, or take a smaller model"
             raise ModelError(
                 f"prompt of problem {prompt.problem_id!r}: its {length} tokens and {budget} more take "
@@ -237,10 +256,14 @@ class LocalEngine:
     @property
     def bytes_per_token(self) -> int:
         """Of keys and values, all layers together."""
+        return 2 * math.prod(self.cache_shape) * int(self.model.dtype.itemsize)
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Layers, KV heads, and numbers of a head."""
         config = self.model.config.get_text_config()
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-        return int(2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize)
+        return config.num_hidden_layers, getattr(config, "num_key_value_heads", config.num_attention_heads), head_dim
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Keys and values of a shared prefix, computed once and kept for later batches."""
@@ -287,25 +310,20 @@ class LocalEngine:
             )
             cache.step(end - start)
             sum_BH += (hidden_BLH.float() * ~is_padding_BL[:, start:end, None]).sum(1)
-        return Fed(hidden_BLH[:, -1], logits_BV, sum_BH)
+        return Fed(hidden_BLH[:, -1], logits_BV.float(), sum_BH)
 
     @torch.inference_mode()
     def step(self, token_B: Tensor, position_B: Tensor, cache: RowCache) -> tuple[Tensor, Tensor]:
-        """One token per row: hidden_BH after the final norm, and float32 logits_BV, which last until the next step."""
+        """One token per row: hidden_BH after the final norm, and float32 logits_BV."""
         mask = no_mask(self.device) if self.has_kernels else cache.mask_of_step()
-        replay = self._replays.of(cache, token_B, position_B, mask)
-        if replay is None:
-            hidden_BLH, logits_BV = self.forward(token_B[:, None], position_B[:, None], mask, cache, logits=True)
-            cache.still += 1
-        else:
-            hidden_BLH, logits_BV = replay(token_B, position_B, mask, cache.length)
+        hidden_BLH, logits_BV = self.forward(token_B[:, None], position_B[:, None], mask, cache, logits=True)
         cache.step(1)
-        return hidden_BLH[:, -1], logits_BV
+        return hidden_BLH[:, -1], logits_BV.float()
 
     def forward(
-        self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache, *, logits: bool
+        self, ids_BL: Tensor, position_BL: Tensor, mask: Tensor, cache: RowCache | StaticCache, *, logits: bool
     ) -> tuple[Tensor, Tensor]:
-        """A pass: hidden_BLH after the final norm, and float32 logits_BV of the last tokens where they are wanted.
+        """A pass: hidden_BLH after the final norm, and logits_BV of the last tokens where they are wanted.
 
         The cache is written, and ``cache.step`` not called.
         """
@@ -318,7 +336,7 @@ class LocalEngine:
             "rheostat_prefix": cache.prefix,
         }
         if logits:
-            logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
+            logits_BV = self.model(**inputs, logits_to_keep=1).logits[:, -1]
         else:
             self.model.base_model(**inputs)
             logits_BV = torch.empty(len(ids_BL), 0, device=self.device)

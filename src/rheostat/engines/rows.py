@@ -12,7 +12,6 @@ from rheostat.engines.attention import Parts, RowCache
 from rheostat.engines.base import Pooling, Request
 from rheostat.engines.continuous import Fed
 from rheostat.engines.decode import Batch
-from rheostat.engines.replay import ROOM
 from rheostat.types import Prompt
 
 if TYPE_CHECKING:
@@ -32,17 +31,17 @@ class LocalRows:
         own = max(map(len, prompts)) - shared
         self.ids_BL = torch.tensor([[0] * (own - len(ids) + shared) + ids[shared:] for ids in prompts], device=device)
         self.prefix, padding_B = engine.prefix(tuple(prompts[0][:shared])), own + shared - self.lengths
-        self.cache: RowCache | Parts = RowCache(self.prefix, padding_B, *([ROOM] if device.type == "cuda" else []))
+        self.cache: RowCache | Parts = RowCache(self.prefix, padding_B)
         self.position_B = self.lengths - 1  # of the last token in the cache
 
-    def _prefill(self, *, logits: bool) -> Fed:
+    def prefill(self, *, logits: bool) -> Fed:
         start = self.lengths - self.ids_BL.shape[1]
         own = torch.arange(self.ids_BL.shape[1], device=self.ids_BL.device)
         position_BL = (start[:, None] + own).clamp(min=0)
         return self.engine.prefill(self.ids_BL, position_BL, self.cache, logits=logits)
 
     def embed(self, pooling: Pooling) -> Tensor:
-        fed = self._prefill(logits=False)
+        fed = self.prefill(logits=False)
         if pooling is Pooling.LAST:
             return fed.hidden_BH
         prefix_sum_H = self.prefix.hidden_sum_H
@@ -50,7 +49,7 @@ class LocalRows:
         return (fed.sum_BH + prefix_sum_H.to(fed.sum_BH.device)) / self.lengths[:, None]
 
     def begin(self) -> tuple[Tensor, Tensor]:
-        fed = self._prefill(logits=True)
+        fed = self.prefill(logits=True)
         return fed.hidden_BH, fed.logits_BV
 
     def advance(self, parent_B: Tensor | None, token_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,13 +71,27 @@ class LocalRows:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """A prompt with its tokens, some of the call's requests for it, and the largest of their token budgets."""
 
     prompt: Prompt
     tokens: list[int]
     members: list[int]
     budget: int
+
+
+def asked(engine: "LocalEngine", requests: Sequence[Request]) -> list[Part]:
+    """The requests of a call by their prompts.
+
+    Raises:
+        ModelError: a prompt is empty, or does not fit in the context with its token budget.
+    """
+    of_prompt: dict[Prompt, list[int]] = {}
+    for index, request in enumerate(requests):
+        of_prompt.setdefault(request.prompt, []).append(index)
+    budgets = [max(requests[index].max_tokens for index in members) for members in of_prompt.values()]
+    tokens = engine.tokenize(list(of_prompt), budgets)
+    return [Part(*part) for part in zip(of_prompt, tokens, of_prompt.values(), budgets, strict=True)]
 
 
 class Waiting:
@@ -88,23 +101,17 @@ class Waiting:
     rows end. Elsewhere every batch runs by itself, and is as large as memory allows.
     """
 
-    def __init__(self, engine: "LocalEngine", requests: Sequence[Request]) -> None:
+    def __init__(self, engine: "LocalEngine", requests: Sequence[Request], whole: list[Part]) -> None:
         self._engine, self._requests = engine, requests
         self._own_tokens_N = torch.zeros(len(requests), dtype=torch.int64)  # what each keeps beside the shared prefix
-        of_prompt: dict[Prompt, list[int]] = {}
-        for index, request in enumerate(requests):
-            of_prompt.setdefault(request.prompt, []).append(index)
-        budgets = [max(requests[index].max_tokens for index in members) for members in of_prompt.values()]
-        tokens = engine.tokenize(list(of_prompt), budgets)
-        whole = [_Part(*part) for part in zip(of_prompt, tokens, of_prompt.values(), budgets, strict=True)]
         self._queue = self._split(whole)
         self._joins = engine.has_kernels and len(self._queue) > 1
         if self._joins:
             self._queue = self._split(whole, _JOINING)
 
-    def _split(self, whole: list[_Part], share: int = 1) -> deque[list[_Part]]:
+    def _split(self, whole: list[Part], share: int = 1) -> deque[list[Part]]:
         """Batches, each within a ``share``-th of the memory."""
-        parts: list[_Part] = []
+        parts: list[Part] = []
         for part in whole:
             most = max(1, self._engine.most_samples(part.prompt, len(part.tokens), part.budget) // share)
             members = part.members
