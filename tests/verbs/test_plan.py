@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from rheostat import cli
@@ -205,7 +206,7 @@ def test_the_hub_is_not_read_and_files_are(tmp_path: Path, capsys: Capture) -> N
     file.write_text("".join(json.dumps({"problem": f"{n} + 1", "answer": str(n + 1)}) + "\n" for n in range(40)))
     own = ["evaluate", "--task", str(file), "--verifier", "exact", "--problems.validation", "2"]
     plan = plan_of([*own, "--problems.test", "3"], capsys)
-    assert plan["levels"][0]["notes"] == []
+    assert not any("Hub was not read" in note for note in plan["levels"][0]["notes"])
     assert cli.main([*own, "--problems.test", "400", "--dry-run"]) == 2
     assert "test split holds" in capsys.readouterr().err
 
@@ -237,3 +238,35 @@ def test_merged_leaves_its_arguments_alone() -> None:
     assert merged(first, second) == {"a": {"x": 1, "y": {"z": 2, "w": 4}}, "b": {"c": 5}}
     assert first == {"a": {"x": 1, "y": {"z": 2}}, "b": 3}
     assert second == {"a": {"y": {"w": 4}}, "b": {"c": 5}}
+
+
+def test_memory_of_a_model_that_is_here(tmp_path: Path, capsys: Capture) -> None:
+    """Keys and values as transformers' own cache holds them, weights as they lie on disk."""
+    config = transformers.LlamaConfig(
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    cache = model(torch.tensor([[1, 2, 3, 4, 5]]), use_cache=True).past_key_values
+    kept = sum(4 * (layer.keys.numel() + layer.values.numel()) for layer in cache.layers)
+    line = f"train sequence --model {tmp_path} --task gcd --problems.train 5 {SIZES} --max-tokens 5"
+    (level,) = plan_of(line.split(), capsys)["levels"]
+    assert level["answer_bytes_at_most"] == kept
+    assert level["weights_bytes"] == (tmp_path / "model.safetensors").stat().st_size
+    assert level["recorded_bytes_at_most"] is None
+    assert cli.main([*line.split(), "--dry-run"]) == 0
+    assert "  memory      weights 0.0 MB, an answer's keys and values 0.0 MB (at most)" in capsys.readouterr().out
+
+
+def test_memory_of_a_model_that_is_not_here(capsys: Capture) -> None:
+    line = f"train sequence --model qwen2.5-coder-1.5b --task gcd --problems.train 5 {SIZES}"
+    (level,) = plan_of(line.split(), capsys)["levels"]
+    assert level["weights_bytes"] > 3e9
+    assert level["answer_bytes_at_most"] is None
+    assert any("qwen2.5-coder-1.5b" in note and "models pull" in note for note in level["notes"])

@@ -1,6 +1,5 @@
 """``--dry-run``: what a command would sample, and what that takes at most. No model is loaded, no store opened."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,8 @@ from rheostat.config import (
 )
 from rheostat.decoding.recording import bytes_per_token
 from rheostat.decoding.strategy import ActionSpace
-from rheostat.engines import models
 from rheostat.engines.fake import FakeEngine
-from rheostat.errors import AdapterError, ModelError
+from rheostat.errors import AdapterError
 from rheostat.tasks.base import Split
 from rheostat.tasks.benchmarks import BENCHMARKS
 from rheostat.tasks.choose import CUSTOM_TOKENS, TaskChoice, make_task
@@ -32,6 +30,7 @@ from rheostat.verbs.baselines import DYNAMIC, EDT, TURN_PROMPTS, TURN_SAMPLES
 from rheostat.verbs.judge import Rivals
 from rheostat.verbs.run import Config, pose
 from rheostat.verbs.select import rounds_of
+from rheostat.verbs.sizes import sizes_of
 
 Plan = dict[str, Any]
 Phases = list[tuple[str, int]]
@@ -199,11 +198,12 @@ def _level(
 ) -> Plan:
     """One level; ``recorded`` rollouts are held with their hidden states at once."""
     problems, most, notes = _problems(config, splits)
-    memory = None
-    if recorded:
-        hidden, why = _hidden_size(config.model)
-        notes += [why] if why else []
-        memory = None if hidden is None else recorded * most * bytes_per_token(hidden, len(config.space))
+    sizes = sizes_of(config.model)
+    if sizes.why:
+        notes.append(f"memory of keys, values and recorded tokens is not known: {sizes.why}")
+    of_recorded = None
+    if recorded and sizes.hidden is not None:
+        of_recorded = recorded * most * bytes_per_token(sizes.hidden, len(config.space))
     rows = [{"phase": name, "rollouts": count, "tokens_at_most": count * most} for name, count in phases]
     return {
         "level": kind,
@@ -215,7 +215,9 @@ def _level(
         "strategies": [str(strategy) for strategy in config.space],
         "max_tokens": most,
         "phases": rows,
-        "recorded_bytes_at_most": memory,
+        "weights_bytes": sizes.weights,
+        "answer_bytes_at_most": None if sizes.token is None else most * sizes.token,
+        "recorded_bytes_at_most": of_recorded,
         "notes": notes,
     }
 
@@ -260,21 +262,9 @@ def _budget(choice: TaskChoice) -> int:
     return choice.max_tokens or (BENCHMARKS[choice.task].max_tokens if choice.task in BENCHMARKS else CUSTOM_TOKENS)
 
 
-def _hidden_size(model: str) -> tuple[int | None, str]:
-    """Of a model that is here; else why it is not known."""
-    if model == "fake":
-        return FakeEngine().info.hidden_size, ""
-    try:
-        content = json.loads((models.path(model) / "config.json").read_text())
-    except ModelError as error:
-        return None, f"memory of recorded tokens is not known: {error}"
-    found = content.get("hidden_size")
-    return (found, "") if isinstance(found, int) else (None, f"{model}: its config.json names no hidden_size")
-
-
 def _check_bases(model: str, bases: Mapping[str, BaseModel]) -> list[str]:
     """What loading the model will have to check."""
-    hidden, _ = _hidden_size(model) if bases else (None, "")
+    hidden = sizes_of(model).hidden if bases else None
     fingerprint = FakeEngine().info.fingerprint if model == "fake" else None
     notes = []
     for name, base in bases.items():
@@ -318,8 +308,7 @@ def text(plan: Plan) -> str:
             f"  answers     up to {level['max_tokens']:,} tokens",
         ]
         lines += [f"  {row['rollouts']:>12,} rollouts  {row['phase']}" for row in level["phases"]]
-        if level["recorded_bytes_at_most"] is not None:
-            lines.append(f"  memory of recorded tokens: at most {level['recorded_bytes_at_most'] / 1e6:,.0f} MB")
+        lines += _memory(level)
         lines += [f"  note: {note}" for note in level["notes"]]
     hours = ", ".join(f"{plan['hours_at_most'][str(rate)]:,.2f} h at {rate:,} tokens/s" for rate in RATES)
     lines += [
@@ -328,3 +317,11 @@ def text(plan: Plan) -> str:
         "(what the run's folder holds already is not sampled again; few answers use their whole token budget)",
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in plan["notes"])])
+
+
+def _memory(level: Plan) -> list[str]:
+    """The line about memory, of what is known."""
+    named = ("weights", "weights_bytes"), ("an answer's keys and values", "answer_bytes_at_most")
+    known = [(name, level[key]) for name, key in (*named, ("recorded tokens", "recorded_bytes_at_most")) if level[key]]
+    shown = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in known)
+    return [f"  memory      {shown} (at most)"] if known else []
