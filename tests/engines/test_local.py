@@ -18,7 +18,7 @@ from torch import Tensor
 from rheostat.decoding.policy import FixedStrategies, SamplingParameters
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.transforms import transform
-from rheostat.engines import decode, local, rows
+from rheostat.engines import decode, loading, local, rows
 from rheostat.engines.base import Pooling, Request
 from rheostat.engines.local import LocalEngine
 from rheostat.errors import ModelError
@@ -413,9 +413,9 @@ def test_a_model_that_does_not_fit_is_refused(pair: Pair, monkeypatch: pytest.Mo
     sizes = [tensor.numel() for tensor in load_file(pair.folder / "model.safetensors").values()]
     for dtype, itemsize in ((torch.float32, 4), (torch.bfloat16, 2)):
         need = itemsize * (sum(sizes) + max(sizes))
-        monkeypatch.setattr(local, "free_memory", lambda _, need=need: need)
+        monkeypatch.setattr(loading, "free_memory", lambda _, need=need: need)
         LocalEngine(pair.folder, dtype=dtype, device="cpu")
-        monkeypatch.setattr(local, "free_memory", lambda _, need=need: need - 1)
+        monkeypatch.setattr(loading, "free_memory", lambda _, need=need: need - 1)
         with pytest.raises(ModelError, match=r"take .* GB in (float32|bfloat16), and .* is missing; free some memory"):
             LocalEngine(pair.folder, dtype=dtype, device="cpu")
 

@@ -224,6 +224,7 @@ def test_the_key_changes_with_everything_that_shapes_a_completion_and_with_nothi
         (replace(INFO, **{name: value}), Order.VLLM, request)
         for name, value in (("fingerprint", "f2"), ("kind", "k"), ("dtype", "d"), ("device", "c"), ("threads", 1))
     ]
+    others.append((replace(INFO, kernels="compiled"), Order.VLLM, request))
     others.append((INFO, Order.TRANSFORMERS, request))
     prompts = [
         Prompt("q", "text", ("stop",)),

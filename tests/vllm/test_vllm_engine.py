@@ -52,6 +52,7 @@ def test_info_is_the_local_engines(engine: Engine, local: LocalEngine) -> None:
     ours, theirs = engine.info.to_dict(), local.info.to_dict()
     assert ours.pop("kind") == "vllm"
     assert theirs.pop("kind") == "local"
+    assert (ours.pop("kernels"), theirs.pop("kernels")) == ("", "compiled")
     assert ours == theirs
 
 

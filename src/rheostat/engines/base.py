@@ -68,7 +68,8 @@ class EngineInfo:
     Attributes:
         fingerprint: identifies the base model's content.
         threads: of the processor, which divide sums among them.
-        kernels: who computes a step's attention on a CPU: ``torch``, or ``compiled`` (:mod:`rheostat.engines.kernels`).
+        kernels: who computes a step's attention in the local engine: ``torch``, or on a CPU ``compiled``
+            (:mod:`rheostat.engines.kernels`); other engines say nothing.
     """
 
     kind: str
@@ -79,12 +80,12 @@ class EngineInfo:
     dtype: str
     device: str
     threads: int
-    kernels: str = "torch"
+    kernels: str = ""
 
     @property
     def identity(self) -> list[str | int]:
         """All of it that shapes the numbers: not the model's name, nor what the fingerprint has."""
-        compiled = [] if self.kernels == "torch" else [self.kernels]
+        compiled = [self.kernels] if self.kernels == "compiled" else []
         return [self.fingerprint, self.kind, self.dtype, self.device, self.threads, *compiled]
 
     def to_dict(self) -> dict[str, str | int]:

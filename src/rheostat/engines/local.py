@@ -1,7 +1,5 @@
 """The local engine: transformers weights, our own decode loop."""
 
-import hashlib
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,16 +8,16 @@ from pathlib import Path
 import torch
 import transformers
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order
-from rheostat.engines.attention import NAME, Prefix, RowCache
+from rheostat.engines.attention import Prefix, RowCache
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.layers import speed_up
+from rheostat.engines.loading import TokenizerVocabulary, default_dtype, eos_ids, fingerprint, gigabytes, load
 from rheostat.engines.machine import free_memory, keep_freed_memory, steady
 from rheostat.engines.refill import Refill
 from rheostat.engines.rows import LocalRows, Waiting, asked, common_prefix
@@ -31,19 +29,10 @@ from rheostat.types import Completion, Prompt
 _CACHE_BYTES = 512 << 20  # keys and values of one batch on a CPU, where more rows gain little
 _FEW_ROWS, _FEW_BYTES = 64, 2 << 30  # but for so few rows, as long answers leave room for
 _LOGITS = 4  # copies of a row's float32 logits at a time, the sampler's included
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _PREFILL_TOKENS = 4096  # tokens in one pass of the model
 _SCORE_BYTES = 64 << 20  # attention scores of one layer in one pass
 _PREFIXES = 8  # shared prefixes kept for later batches
 _PASS_TOKENS = 64  # prompt tokens whose prefill costs about as much as a pass of the model for one token per row
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if fast else torch.float32
 
 
 class LocalEngine:
@@ -71,7 +60,7 @@ class LocalEngine:
         if self.device.type == "cpu":
             keep_freed_memory()
         dtype = dtype or default_dtype(self.device)
-        self.model, self.tokenizer = _load(Path(path), dtype, self.device)
+        self.model, self.tokenizer = load(Path(path), dtype, self.device)
         config = self.model.config.get_text_config()
         identity = fingerprint(self.model, self.tokenizer)
         size: int = self.model.get_output_embeddings().weight.shape[0]
@@ -87,7 +76,7 @@ class LocalEngine:
             threads=torch.get_num_threads(),
             kernels="compiled" if self.has_kernels else "torch",
         )
-        self.vocabulary = TokenizerVocabulary(self.tokenizer, _eos_ids(self.model, self.tokenizer), size)
+        self.vocabulary = TokenizerVocabulary(self.tokenizer, eos_ids(self.model, self.tokenizer), size)
         self._hidden_BLH = torch.empty(0)
         self.model.base_model.register_forward_hook(self._keep_hidden)
         self._heads = config.num_attention_heads
@@ -248,8 +237,8 @@ class LocalEngine:
             advice = f"lower max_tokens to {room}" if room > 0 else "free some memory, or take a smaller model"
             raise ModelError(
                 f"prompt of problem {prompt.problem_id!r}: its {length} tokens and {budget} more take "
-                f"{_gigabytes(whole)} of keys and values, and {_gigabytes(free)} is free on {self.device.type}: "
-                f"{_gigabytes(whole - free)} is missing; {advice}"
+                f"{gigabytes(whole)} of keys and values, and {gigabytes(free)} is free on {self.device.type}: "
+                f"{gigabytes(whole - free)} is missing; {advice}"
             )
         return 1
 
@@ -360,93 +349,3 @@ class LocalEngine:
 def no_mask(device: torch.device) -> Tensor:
     """A mask of four axes, which transformers does not look at, where attention needs none."""
     return torch.zeros(1, 1, 1, 1, device=device)
-
-
-class TokenizerVocabulary:
-    """Text of tokens, through the model's tokenizer.
-
-    Args:
-        tokenizer: of the model.
-        eos_ids: the tokens that end a completion.
-        size: how many logits the model gives; it may be more than the tokenizer knows.
-    """
-
-    def __init__(self, tokenizer: transformers.PreTrainedTokenizerBase, eos_ids: frozenset[int], size: int) -> None:
-        self.tokenizer, self.eos_ids = tokenizer, eos_ids
-        self.texts: list[str] = tokenizer.batch_decode([[index] for index in range(size)])
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
-
-def _eos_ids(model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> frozenset[int]:
-    eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    found = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
-    return frozenset(int(token) for token in found if token is not None)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
-
-
-def _check_size(path: Path, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse weights that do not fit, before minutes go into loading them; the largest is there twice for a while."""
-    sizes = []
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            names = list(tensors.keys())
-            sizes += [math.prod(tensors.get_slice(name).get_shape()) * dtype.itemsize for name in names]
-    need, free = sum(sizes) + max(sizes, default=0), free_memory(device)
-    if need > free:
-        raise ModelError(
-            f"{path}: its weights take {_gigabytes(need)} in {str(dtype).removeprefix('torch.')}, and "
-            f"{_gigabytes(free)} is free on {device.type}: {_gigabytes(need - free)} is missing; free some memory, or "
-            "take a smaller model"
-        )
-
-
-def _load(
-    path: Path, dtype: torch.dtype, device: torch.device
-) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    """Model and tokenizer from a local folder, refusing what the engine cannot run exactly or has no memory for."""
-    if dtype not in _DTYPES:
-        names = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
-        raise ModelError(f"{path}: the local engine computes in {names}, not in {str(dtype).removeprefix('torch.')}")
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()  # loading takes a second
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        text_config = config.get_text_config()
-        window = "sliding_attention" if getattr(text_config, "sliding_window", None) else "full_attention"
-        kinds = set(getattr(text_config, "layer_types", None) or [window])
-        if kinds != {"full_attention"}:
-            raise ModelError(f"{path}: the local engine runs full attention only, this model has {sorted(kinds)}")
-        _check_size(path, dtype, device)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=NAME, local_files_only=True
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: no model that transformers can load ({reason})") from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-    return model.to(device).eval().requires_grad_(False), tokenizer
-
-
-def fingerprint(model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    """A hash of what an adapter depends on: config, vocabulary, final norm, and a sample of lm_head.
-
-    Weights are compared as bfloat16, so that the dtype a model is loaded in does not change its identity.
-    """
-    config = model.config.get_text_config()  # type: ignore[operator,union-attr]
-    names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
-    digest = hashlib.sha256(json.dumps([getattr(config, name, None) for name in names]).encode())
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))).encode())
-    head_VH = model.get_output_embeddings().weight  # type: ignore[operator]
-    named = model.base_model.named_parameters()  # type: ignore[union-attr]
-    norms = [parameter for name, parameter in named if parameter.ndim == 1 and ".layers." not in f".{name}"]
-    for tensor in (head_VH[:: max(1, len(head_VH) // 64)], *norms):
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:32]

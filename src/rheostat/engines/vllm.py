@@ -25,7 +25,7 @@ from torch import Tensor
 from rheostat.decoding.policy import StepObserver, TokenPolicy
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
-from rheostat.engines.local import TokenizerVocabulary, default_dtype, fingerprint
+from rheostat.engines.loading import TokenizerVocabulary, default_dtype, fingerprint
 from rheostat.engines.vllm_batch import VllmBatch
 from rheostat.engines.vllm_calls import Call, Decoding, Embedding, WholePass
 from rheostat.engines.vllm_rows import RowProcessor, quiet
@@ -350,7 +350,7 @@ def _eos_ids(path: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> fro
 
 
 def checkpoint_fingerprint(path: Path, tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-    """:func:`rheostat.engines.local.fingerprint` of a folder, reading only the tensors that it looks at.
+    """:func:`rheostat.engines.loading.fingerprint` of a folder, reading only the tensors that it looks at.
 
     Raises:
         ModelError: the folder is no safetensors checkpoint, or lacks one of these tensors.

@@ -13,7 +13,7 @@ from rheostat.adapters.description import BaseModel
 from rheostat.adapters.files import load_adapter
 from rheostat.adapters.token import TokenAdapter, TokenInputs
 from rheostat.decoding.recording import row_statistics
-from rheostat.engines.local import fingerprint
+from rheostat.engines.loading import fingerprint
 from rheostat.errors import ConfigError
 from rheostat.seeding import Purpose, derive_seed, uniforms
 from rheostat.serving.actions import Actions, draw_from, most_probable, require_last_state
