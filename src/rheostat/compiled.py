@@ -20,7 +20,7 @@ from pathlib import Path
 from rheostat.errors import StoreError
 from rheostat.files import atomic_write, cache_folder, make_folder
 
-# torch's own OpenMP is loaded already and gives the threads. Sums may change their order only where the code says so.
+# Where torch has loaded the same OpenMP, its threads do the work. Sums change their order only where the code says so.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _SECONDS = 120
 

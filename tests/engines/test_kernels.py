@@ -103,6 +103,21 @@ def test_attention_of_a_step(
         torch.testing.assert_close(buffer, old, rtol=0, atol=0, equal_nan=True)  # nothing else was written
 
 
+def test_threads_change_no_bit() -> None:
+    """Rows are divided among them, sums are not."""
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            case = Case(torch.bfloat16, 64, 3, list(range(1, 100, 9)), 40, 1.0)
+            done = loaded(torch.bfloat16, 64, 3)
+            found.append((done.attend(case.qkv, case.cos, case.sin, 0.125, [case.place]), case.place.keys_BGCD))
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
+
+
 def test_scores_of_any_size() -> None:
     """One score far above all others takes everything, and far below it nothing, without overflow."""
     case = Case(torch.float32, 16, 1, [70], 0, 1.0)

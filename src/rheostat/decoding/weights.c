@@ -16,12 +16,12 @@ static inline float power_of_two(float x) { /* x <= 0; within 2e-7 of the result
     return x < -126.f ? 0.f : p * scale.number;
 }
 
-/* Of each pair of a row and a scale, with x = (logit - largest) scale: the row's largest logit, the sums of 2^x over its
- * blocks, and, unless moments is null, the sum of x 2^x. */
-void weigh(int64_t pairs, int64_t vocabulary, int64_t stride, const float *logits, const int64_t *rows, const float *scales,
-           float *largest, float *sums, double *moments) {
+/* Of each pair of a row and a scale, with x = (logit - largest) scale: the row's largest logit, the sums of 2^x over
+ * its blocks, and, unless moments is null, the sum of x 2^x. */
+void weigh(int threads, int64_t pairs, int64_t vocabulary, int64_t stride, const float *logits, const int64_t *rows,
+           const float *scales, float *largest, float *sums, double *moments) {
     const int64_t blocks = (vocabulary + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t pair = 0; pair < pairs; pair++) {
         const float *logit = logits + rows[pair] * stride, scale = scales[pair];
         float most = -INFINITY;

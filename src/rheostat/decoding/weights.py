@@ -101,7 +101,7 @@ def _function() -> Callable[..., tuple[Tensor, Tensor]] | None:
     if found is None:
         return None
     function = found.weigh
-    function.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 6
+    function.argtypes = [ctypes.c_int] + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 6
     function.restype = None
 
     def run(logits_BV: Tensor, row_D: Tensor, scale_D: Tensor, moment_D: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def _function() -> Callable[..., tuple[Tensor, Tensor]] | None:
         sum_DN = torch.empty(len(row_D), -(-vocabulary // BLOCK))
         tensors = (logits_BV, row_D, scale_D, largest_D, sum_DN)
         pointers = [tensor.data_ptr() for tensor in tensors] + [None if moment_D is None else moment_D.data_ptr()]
-        function(len(row_D), vocabulary, logits_BV.stride(0), *pointers)
+        function(torch.get_num_threads(), len(row_D), vocabulary, logits_BV.stride(0), *pointers)
         return largest_D, sum_DN
 
     return run

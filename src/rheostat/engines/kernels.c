@@ -1,7 +1,8 @@
 /* A step's attention and norms on a CPU: what kernels.py compiles, for one model on one processor.
  *
- * Given to the compiler: BFLOAT16 (else numbers are float32), HEAD_SIZE, a multiple of 32 (float32: 16), SHARED, the queries
- * that share a head of keys. Sums are float32. Vectors are GCC's and Clang's own, so that there is nothing for one processor.
+ * Given to the compiler: BFLOAT16 (else numbers are float32), HEAD_SIZE, a multiple of 32 (float32: 16), SHARED, the
+ * queries that share a head of keys. Sums are float32. Vectors are GCC's and Clang's own: nothing here is for one
+ * processor.
  */
 #include <math.h>
 #include <stdint.h>
@@ -171,12 +172,12 @@ static inline void turn(const real *x, const real *cos, const real *sin, const r
  * qkv: rows x (queries, keys, values); cos, sin: rows x HEAD_SIZE; keys, values: rows x groups x room x HEAD_SIZE;
  * prefix_keys, prefix_values: groups x prefix x HEAD_SIZE; norm: null, or a row for every head of queries and keys.
  */
-void attend(int64_t rows, int64_t groups, int64_t room, int64_t prefix, float scaling, float epsilon, const int64_t *starts,
-            const int64_t *ends, const real *qkv, const real *cos, const real *sin, const real *norm, real *keys,
-            real *values, const real *prefix_keys, const real *prefix_values, real *out) {
+void attend(int threads, int64_t rows, int64_t groups, int64_t room, int64_t prefix, float scaling, float epsilon,
+            const int64_t *starts, const int64_t *ends, const real *qkv, const real *cos, const real *sin,
+            const real *norm, real *keys, real *values, const real *prefix_keys, const real *prefix_values, real *out) {
     const int64_t heads = groups * SHARED;
     const float scale = scaling * 1.442695041f; /* weights are powers of two */
-#pragma omp parallel for collapse(2) schedule(dynamic, 4) if (rows * groups >= 8)
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic, 4) if (rows * groups >= 8)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t group = 0; group < groups; group++) {
             const real *own = qkv + row * (heads + 2 * groups) * HEAD_SIZE;
@@ -198,7 +199,8 @@ void attend(int64_t rows, int64_t groups, int64_t room, int64_t prefix, float sc
             Seen seen;
             memset(&seen, 0, sizeof seen);
             for (int j = 0; j < SHARED; j++) seen.largest[j] = -1e30f;
-            see(&seen, query, prefix_keys + group * prefix * HEAD_SIZE, prefix_values + group * prefix * HEAD_SIZE, prefix);
+            const int64_t shared = group * prefix * HEAD_SIZE;
+            see(&seen, query, prefix_keys + shared, prefix_values + shared, prefix);
             const int64_t start = starts[row] * HEAD_SIZE;
             see(&seen, query, key + start, value + start, ends[row] - starts[row]);
             for (int j = 0; j < SHARED; j++) {
@@ -211,8 +213,9 @@ void attend(int64_t rows, int64_t groups, int64_t room, int64_t prefix, float sc
 }
 
 /* Rows of x over their root mean square, times weight. */
-void norm(int64_t rows, int64_t size, float epsilon, const real *x, const real *weight, real *out) {
-#pragma omp parallel for schedule(static) if (rows * size >= 1 << 18) /* less is done before all have begun */
+void norm(int threads, int64_t rows, int64_t size, float epsilon, const real *x, const real *weight, real *out) {
+/* less than this is done before all threads have begun */
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size >= 1 << 18)
     for (int64_t row = 0; row < rows; row++) {
         const real *from = x + row * size;
         real *to = out + row * size;

@@ -42,15 +42,16 @@ class Kernels:
         self._size, self._shared = size, shared
         number, pointer = ctypes.c_int64, ctypes.c_void_p
         self._attend, self._norm = library.attend, library.norm
-        self._attend.argtypes = [number] * 4 + [ctypes.c_float] * 2 + [pointer] * 11
-        self._norm.argtypes = [number] * 2 + [ctypes.c_float] + [pointer] * 3
+        self._attend.argtypes = [ctypes.c_int] + [number] * 4 + [ctypes.c_float] * 2 + [pointer] * 11
+        self._norm.argtypes = [ctypes.c_int] + [number] * 2 + [ctypes.c_float] + [pointer] * 3
         self._attend.restype = self._norm.restype = None
 
     def norm(self, x: Float[Tensor, "*N H"], weight_H: Float[Tensor, " H"], epsilon: float) -> Float[Tensor, "*N H"]:
         """RMSNorm of dense ``x`` over its last axis, computed in float32."""
         out = torch.empty_like(x)
         size = x.shape[-1]
-        self._norm(x.numel() // size, size, epsilon, x.data_ptr(), weight_H.data_ptr(), out.data_ptr())
+        pointers = x.data_ptr(), weight_H.data_ptr(), out.data_ptr()
+        self._norm(torch.get_num_threads(), x.numel() // size, size, epsilon, *pointers)
         return out
 
     def attend(
@@ -74,7 +75,7 @@ class Kernels:
         """
         out = torch.empty(len(qkv_BN), qkv_BN.shape[1] * self._shared // (self._shared + 2), dtype=qkv_BN.dtype)
         norm = None if head_norm_KD is None else head_norm_KD.data_ptr()
-        first = 0
+        threads, first = torch.get_num_threads(), 0
         for place in places:
             rows, groups, room, size = place.keys_BGCD.shape
             assert size == self._size
@@ -82,6 +83,7 @@ class Kernels:
             part = slice(first, first + rows)
             first += rows
             self._attend(
+                threads,
                 rows,
                 groups,
                 room,
