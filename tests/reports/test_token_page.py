@@ -171,8 +171,9 @@ MIXED_NAMES = ("runs/s/adapter", "runs/t/adapter", "runs/b/adapter", "runs/heads
 MIXED_GAINS = ((-0.03, -0.05, -0.01), (0.004, -0.01, 0.02), (0.025, 0.01, 0.04), (-0.002, -0.02, 0.015))
 
 
-def fake_mixed() -> dict[str, Any]:
-    """Adapters of either level, of both, and AutoDeco heads, judged together and called by their folders."""
+def fake_mixed(p: tuple[float, ...] = (0.003, 0.6, 0.004, 0.5)) -> dict[str, Any]:
+    """Adapters of either level, of both, and AutoDeco heads, judged together and called by their folders; ``p`` are the
+    p-values of their differences."""
     results = fake_token()
     names = dict(zip(POLICIES[:3], MIXED_NAMES, strict=False))
     kinds = ("sequence", "token", "both")
@@ -185,7 +186,8 @@ def fake_mixed() -> dict[str, Any]:
     gains = dict(zip(MIXED_NAMES, MIXED_GAINS, strict=True))
     ends = ("estimate", "low", "high")
     results["differences"] = [
-        row | dict(zip(ends, gains[row["policy"]], strict=True)) for row in results["differences"]
+        row | dict(zip(ends, gains[row["policy"]], strict=True)) | {"p": p[MIXED_NAMES.index(row["policy"])]}
+        for row in results["differences"]
     ]
     results["adapters"] = {
         name: {"kind": kind, "features": "hidden", "with_budget": True, "actions": 4}
@@ -312,6 +314,18 @@ def test_an_adapter_of_another_name_is_judged_where_it_is_alone() -> None:
     assert "greedily" not in sentence(results)  # what is known of the actions is another adapter's
     row = reading.find(results["rows"], policy="entropy-only adapter", k="mean")
     assert f"It solves {100 * row['estimate']:.1f} % of problems" in sentence(results)
+
+
+def test_of_several_what_correction_does_not_leave_is_not_claimed() -> None:
+    """Holm by hand: 4 × 0.003, 3 × 0.02, 2 × 0.5 and 0.6."""
+    said = sentence(fake_mixed((0.003, 0.6, 0.02, 0.5)))
+    assert said.startswith(
+        "Of four learned policies, three cannot be told apart from the best single strategy and one is"
+    )
+    assert "No gain: the adapter of both levels runs/b/adapter cannot be told apart" in said
+    assert said.count("after correction for four comparisons") == 1
+    assert "p = 0.06 after correction for four comparisons)" in said
+    assert "adapter runs/s/adapter is 3.0 points worse" in said
 
 
 def test_a_mixed_page_says_of_each_what_it_is_and_how_it_does(tmp_path: Path) -> None:

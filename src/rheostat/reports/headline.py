@@ -6,6 +6,7 @@ from typing import Any
 
 from rheostat.reports import reading
 from rheostat.reports.reading import ADAPTER, OWN_NAMES, SINGLE, Results, number, percent, points
+from rheostat.statistics import holm
 
 _WORDS = {
     1: "one",
@@ -67,14 +68,15 @@ def headline(results: Results) -> Headline:
     adapter, or where nothing was learned each baseline.
 
     A gain (or a loss) is claimed only if the 95 % interval of the paired difference excludes zero; an interval that
-    touches zero does not.
+    touches zero does not. Of several policies it is claimed only if Holm's correction over them leaves it, too.
     """
     judged = reading.judged(results)
     policies = [judged] if judged == ADAPTER else reading.subjects(results)
     found = [(policy, row) for policy in policies if (row := _difference(results, policy))]
     if not found:
         return Headline("unknown", *_content(results), behaviour(results))
-    judgements = [_judge(results, policy, row, is_alone=len(found) == 1) for policy, row in found]
+    corrected = _corrected([row for _, row in found])
+    judgements = [_judge(results, *one, p, len(found)) for one, p in zip(found, corrected, strict=True)]
     if len(found) == 1:
         (policy, row), (alone,) = found[0], judgements
         return Headline(alone.verdict, alone.sentence, _evidence(results, policy, row), behaviour(results))
@@ -83,12 +85,20 @@ def headline(results: Results) -> Headline:
 
 
 _NUMBERS = ("estimate", "low", "high")
+_LEVEL = 0.05
 
 
 def _difference(results: Results, policy: str) -> Mapping[str, Any]:
     """A policy minus the best single strategy, mean over the budgets; empty where a number is missing."""
     row = reading.find(reading.items(results, "differences"), policy=policy, baseline=SINGLE, k="mean")
     return row if all(number(row.get(name)) is not None for name in _NUMBERS) else {}
+
+
+def _corrected(rows: Sequence[Mapping[str, Any]]) -> Sequence[float | None]:
+    """The p-value of each difference after Holm's correction over all of these; None where one has none."""
+    found = [number(row.get("p")) for row in rows]
+    known = [p for p in found if p is not None]
+    return [float(p) for p in holm(known)] if len(known) == len(rows) else [None] * len(rows)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -99,9 +109,12 @@ def _digits(row: Mapping[str, Any]) -> int:
     return reading.digits_for(row[name] for name in _NUMBERS)
 
 
-def _judge(results: Results, policy: str, row: Mapping[str, Any], is_alone: bool) -> Judgement:
-    """What can be claimed of a policy; beside others with its interval."""
+def _judge(results: Results, policy: str, row: Mapping[str, Any], p: float | None, many: int) -> Judgement:
+    """What can be claimed of a policy; beside others with its interval, and for all of them together."""
     verdict, digits = _verdict(row), _digits(row)
+    is_alone = many == 1
+    is_taken_back = verdict != "none" and not is_alone and p is not None and p >= _LEVEL
+    verdict = "none" if is_taken_back else verdict
     size = points(abs(row["estimate"]), digits).lstrip("+")
     is_plural = reading.learned(results).get(policy) == "autodeco"
     who, start = _subject(results, policy, "the"), _subject(results, policy, "The")
@@ -115,7 +128,8 @@ def _judge(results: Results, policy: str, row: Mapping[str, Any], is_alone: bool
     ours, (estimate, *ends) = _solved(results, policy), (points(row[name], digits) for name in _NUMBERS)
     solved = [] if ours is None else [f"{percent(ours)} % solved"]
     difference = [f"paired difference {estimate} points"] if verdict == "none" else []
-    numbers = ", ".join([*solved, *difference, f"95 % interval {ends[0]} to {ends[1]}"])
+    corrected = [f"p = {reading.p_value(p)} after correction for {in_words(many)} comparisons"] if is_taken_back else []
+    numbers = ", ".join([*solved, *difference, f"95 % interval {ends[0]} to {ends[1]}", *corrected])
     return Judgement(policy, verdict, f"{said} ({numbers}).")
 
 
