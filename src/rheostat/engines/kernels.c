@@ -53,7 +53,12 @@ static inline void load(const real *x, vector out[PARTS]) { memcpy(out, x, sizeo
 #define VECTORS (HEAD_SIZE / LANES)
 #define PLACE(d) ((d) / CHUNK * CHUNK + (d) % PARTS * LANES + (d) % CHUNK / PARTS) /* where load() puts number d */
 
+#ifdef __clang__
 #define SHUFFLED __builtin_shufflevector
+#else /* GCC has that since version 12, and this since 4.7 */
+typedef int32_t places __attribute__((vector_size(64)));
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
+#endif
 #define FOLD8(a, b)                                                                                                    \
     (SHUFFLED(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +                                          \
      SHUFFLED(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
