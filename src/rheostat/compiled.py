@@ -27,14 +27,15 @@ _SECONDS = 120
 
 @cache
 def library(package: str, name: str, defined: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The functions of a C file of a package, for its macros ``defined`` (``NAME=VALUE``).
+    """The functions of a C file of a package, for its macros ``defined`` (``NAME=VALUE``), after ``compiled.h``.
 
     None where nothing can compile it; then a warning says so, once for each reason.
     """
     if sys.platform == "win32":
         return None
     try:
-        return _loaded(files(package).joinpath(name).read_text(), defined)
+        head, code = files("rheostat").joinpath("compiled.h"), files(package).joinpath(name)
+        return _loaded(head.read_text() + code.read_text(), defined)
     except (OSError, subprocess.SubprocessError) as error:
         _warn(_reason(error))
         return None

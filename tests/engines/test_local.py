@@ -420,6 +420,15 @@ def test_a_model_that_does_not_fit_is_refused(pair: Pair, monkeypatch: pytest.Mo
             LocalEngine(pair.folder, dtype=dtype, device="cpu")
 
 
+def test_a_config_that_makes_no_sense_is_one_line(tmp_path: Path) -> None:
+    """Transformers raises an error of its own where Llama's hidden size is no multiple of its heads."""
+    folder = save_model(tmp_path, config_of("llama"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 33}))
+    with pytest.raises(ModelError, match="no model that transformers can load"):
+        LocalEngine(folder, dtype=torch.float32, device="cpu")
+
+
 def test_dtypes_that_it_does_not_compute_in_are_refused(pair: Pair) -> None:
     with pytest.raises(ModelError, match=r"computes in bfloat16, float16, float32, not in int8"):
         LocalEngine(pair.folder, dtype=torch.int8, device="cpu")

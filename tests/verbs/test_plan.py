@@ -127,7 +127,7 @@ def test_a_temperature_of_turns_that_is_measured_anyway_is_planned_again(
     ("model", "said"),
     [
         ("fake", "trained for own/model (hidden size 4), not for fake (hidden size 16): give --model own/model"),
-        ("folder", "trained for own/model (hidden size 4), not for folder (hidden size 8)"),
+        ("folder", "trained for own/model (hidden size 4), not for folder (hidden size 64)"),
         ("someone/else", None),
         ("own/model", ""),
     ],
@@ -138,7 +138,7 @@ def test_the_plan_of_an_evaluation_knows_whose_adapters_they_are(
     """As far as that is known without loading a model: refused, noted, or nothing to say."""
     monkeypatch.chdir(tmp_path)
     Path("folder").mkdir()
-    Path("folder/config.json").write_text('{"hidden_size": 8}')
+    Path("folder/config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
     Path("folder/tokenizer.json").write_text("{}")
     save_file({"norm": torch.ones(8)}, "folder/model.safetensors")
     adapter = SequenceAdapter(SequenceConfig(hidden_size=4, width=4, budgets=(1, 2)), TABLE_13, 0)

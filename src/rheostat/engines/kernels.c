@@ -4,8 +4,6 @@
  * queries that share a head of keys. Sums are float32. Vectors are GCC's and Clang's own: nothing here is for one
  * processor.
  */
-#include <math.h>
-#include <stdint.h>
 #include <string.h>
 
 #define LANES 16
@@ -77,18 +75,6 @@ static inline vector sums(vector v[LANES]) { /* lane i: the sum of v[i], which i
     for (int i = 0; i < 4; i++) v[i] = FOLD4(v[i], v[i + 4]);
     for (int i = 0; i < 2; i++) v[i] = FOLD2(v[i], v[i + 2]);
     return FOLD1(v[0], v[1]);
-}
-
-static inline float power_of_two(float x) { /* x <= 0; within 2e-7 of the result, and 0 below 2^-126 */
-    float whole = rintf(x < -126.f ? -126.f : x), rest = x - whole, p = 1.535336188e-4f;
-    p = p * rest + 1.339887440e-3f;
-    p = p * rest + 9.618437357e-3f;
-    p = p * rest + 5.550332548e-2f;
-    p = p * rest + 2.402264791e-1f;
-    p = p * rest + 6.931472028e-1f;
-    p = p * rest + 1.f;
-    union { uint32_t bits; float number; } scale = {(uint32_t)((int)whole + 127) << 23};
-    return x < -126.f ? 0.f : p * scale.number;
 }
 
 /* What the queries of a head have seen so far: the largest score, the sum of 2^(score - largest), and the values so

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import nn
 
@@ -48,6 +49,13 @@ def eos_ids(model: nn.Module, tokenizer: transformers.PreTrainedTokenizerBase) -
     eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
     found = eos if isinstance(eos, list) else [eos, tokenizer.eos_token_id]
     return frozenset(int(token) for token in found if token is not None)
+
+
+def cache_shape(config: transformers.PretrainedConfig) -> tuple[int, int, int]:
+    """Of a model's keys, and of its values: layers, KV heads, and numbers of a head."""
+    config = config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, getattr(config, "num_key_value_heads", config.num_attention_heads), head_dim
 
 
 def gigabytes(size: int) -> str:
@@ -92,7 +100,7 @@ def load(
             path, dtype=dtype, attn_implementation=NAME, local_files_only=True
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{path}: no model that transformers can load ({reason})") from error
     finally:

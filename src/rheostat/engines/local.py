@@ -17,7 +17,15 @@ from rheostat.engines.base import EngineInfo, Pooling, Request, own_strategies
 from rheostat.engines.continuous import ContinuousBatch, Fed
 from rheostat.engines.decode import decode, ending_tokens
 from rheostat.engines.layers import speed_up
-from rheostat.engines.loading import TokenizerVocabulary, default_dtype, eos_ids, fingerprint, gigabytes, load
+from rheostat.engines.loading import (
+    TokenizerVocabulary,
+    cache_shape,
+    default_dtype,
+    eos_ids,
+    fingerprint,
+    gigabytes,
+    load,
+)
 from rheostat.engines.machine import free_memory, keep_freed_memory, steady
 from rheostat.engines.refill import Refill
 from rheostat.engines.rows import LocalRows, Waiting, asked, common_prefix
@@ -250,9 +258,7 @@ class LocalEngine:
     @property
     def cache_shape(self) -> tuple[int, int, int]:
         """Layers, KV heads, and numbers of a head."""
-        config = self.model.config.get_text_config()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return config.num_hidden_layers, getattr(config, "num_key_value_heads", config.num_attention_heads), head_dim
+        return cache_shape(self.model.config)
 
     def prefix(self, tokens: tuple[int, ...]) -> Prefix:
         """Keys and values of a shared prefix, computed once and kept for later batches."""

@@ -1,11 +1,15 @@
 """What is known of a model's sizes without loading it."""
 
-import json
+import math
 from dataclasses import dataclass
-from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from rheostat.engines import models
 from rheostat.engines.fake import FakeEngine
+from rheostat.engines.loading import cache_shape
 from rheostat.errors import ModelError
 
 
@@ -31,21 +35,10 @@ def sizes_of(model: str) -> Sizes:
         return Sizes(hidden=FakeEngine().info.hidden_size, weights=0, token=0)
     try:
         folder = models.path(model)
-        config = json.loads((folder / "config.json").read_text())
-    except ModelError as error:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ModelError, OSError, ValueError, StrictDataclassError) as error:
         known = {source.name: source.bytes for source in models.known_models()}
-        return Sizes(weights=known.get(model), why=str(error))
-    hidden, weights = config.get("hidden_size"), sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if not isinstance(hidden, int):
-        return Sizes(weights=weights, why=f"{model}: its config.json names no hidden_size")
-    return Sizes(hidden, weights, _bytes_per_token(config, hidden))
-
-
-def _bytes_per_token(config: dict[str, Any], hidden: int) -> int | None:
-    """Of a Llama-like model."""
-    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
-    if not isinstance(layers, int) or not isinstance(heads, int):
-        return None
-    size = config.get("head_dim") or hidden // heads
-    dtype = str(config.get("dtype") or config.get("torch_dtype"))
-    return 2 * layers * int(config.get("num_key_value_heads") or heads) * size * (4 if dtype == "float32" else 2)
+        return Sizes(weights=known.get(model), why=str(error).splitlines()[0])
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    itemsize = (config.dtype or torch.bfloat16).itemsize
+    return Sizes(config.get_text_config().hidden_size, weights, 2 * math.prod(cache_shape(config)) * itemsize)
