@@ -147,6 +147,20 @@ def test_a_crew_interrupted_during_an_update_or_after_it_is_undisturbed(fails_at
     assert without_rates(again.lines) == without_rates(history.lines)
 
 
+def test_an_interruption_leaves_no_update_behind(tmp_path: Path) -> None:
+    """It would draw from the process's generator beside the next run's."""
+    made: list[Updated] = []
+
+    def slow(job: Update, lesson: Lesson) -> Updated:
+        time.sleep(0.1)
+        made.append(update(job, lesson))
+        return made[-1]
+
+    with pytest.raises(KeyboardInterrupt):
+        train_token(adapter_for(QUICK), run_of(tmp_path, stale(1), engine=Workers(7), updater=slow))
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize(("staleness", "overlaps"), [(0, False), (1, True)])
 def test_a_stale_crew_samples_during_updates(staleness: int, overlaps: bool, tmp_path: Path) -> None:
     crew = Workers()

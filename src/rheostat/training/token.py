@@ -294,14 +294,12 @@ class _Trainer:
         make = self.run.updater or partial(update, rank=Rank(device=policy_device(self.run.engine)))
         if not (isinstance(self.run.engine, Crew) and self.config.staleness and self.step < self.config.steps):
             return make(job, lesson)
-        # It is the update that has a thread of its own: Ctrl-C reaches this one, and sampling takes longer.
-        thread = ThreadPoolExecutor(1)
-        try:
+        # It is the update that has a thread of its own: Ctrl-C reaches this one, and sampling takes longer. Whatever
+        # happens here, the update is waited for: it draws dropout from the process's generator, as the next one will.
+        with ThreadPoolExecutor(1) as thread:
             made = thread.submit(make, job, lesson)
             self.ahead = self._sample(self.step + 1)
             return made.result()
-        finally:
-            thread.shutdown(wait=False)
 
     def _lesson(self, groups: Groups) -> Lesson | str:
         """What a batch teaches; or why it teaches nothing."""
