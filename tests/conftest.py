@@ -74,10 +74,10 @@ def forget_compiled() -> Iterator[Callable[[], None]]:
 
     def forget() -> None:
         from rheostat import compiled
-        from rheostat.decoding import weights
+        from rheostat.decoding import compiled_sampling
         from rheostat.engines.kernels import kernels
 
-        for cached in (compiled.library, compiled._warn, weights._function, kernels):
+        for cached in (compiled.library, compiled._warn, compiled_sampling._functions, kernels):
             cached.cache_clear()
 
     forget()

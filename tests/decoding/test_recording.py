@@ -27,6 +27,7 @@ from rheostat.engines.base import Request
 from rheostat.engines.fake import EOS, FakeEngine
 from rheostat.types import Prompt
 
+pytestmark = pytest.mark.usefixtures("way")
 ALL = (*candidate_grid(), Strategy(0), Strategy(2.0, top_n_sigma=1.5), Strategy(0.8, 7, 0.9, 0.05, top_n_sigma=2.5))
 SPACE = ActionSpace((Strategy(0), Strategy(2.0), Strategy(1.0, top_k=2)))
 

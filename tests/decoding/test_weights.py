@@ -6,18 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rheostat.decoding import weights
 from rheostat.decoding.weights import BLOCK, entropies, weigh
 
 SIZES = [1, 15, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 17]
-
-
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "torch":
-        monkeypatch.setattr(weights, "_function", lambda: None)
-    else:
-        assert weights._function() is not None
 
 
 def logits_of(rows: int, size: int) -> Tensor:
@@ -54,6 +45,7 @@ def test_temperatures_at_the_ends(temperature: float) -> None:
     assert sum_DN.tolist() == [[2.0 if temperature < 1 else 3.0]]
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("size", SIZES)
 def test_entropies(size: int) -> None:
     logits_BV = logits_of(40, size)

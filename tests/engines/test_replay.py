@@ -161,7 +161,7 @@ def graphs(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gra
     graphs = Graphs()
     monkeypatch.setattr(replay, "captured", graphs)
     monkeypatch.setattr(static, "draw", draw)
-    monkeypatch.setattr(weights, "_compiled", lambda _: None)
+    monkeypatch.setattr(weights, "compiled_sampling", lambda _: None)
     monkeypatch.setattr(features, "_log2", lambda budget_N, like: budget_N.to(like).log2())
     monkeypatch.setattr(engine, "_static", StaticRows(engine, replays=True))
     return graphs
@@ -282,6 +282,7 @@ def test_what_cannot_be_replayed_is_run_with_one_warning(
         monkeypatch.setattr(replay, "captured", refuse)
     elif fault == "look":
         monkeypatch.setattr(static, "draw", sampling.draw)
+        monkeypatch.setattr(sampling, "compiled_sampling", lambda _: None)
         reason = "the host looks at a step: aten._unique2.default"
     else:
         graphs.fault = lambda _: engine._static.logits_RV.add_(1)

@@ -2,7 +2,8 @@
 
 Same weights, dtype, rows, prompts, strategy (temperature 1, nothing truncated) and token budgets; EOS is ignored
 on both sides, so that both write the same number of tokens. On a GPU `generate` has a static cache and compiles its
-step, and both sides run once before they are timed. What the machine could do at most: ``roofline.py``.
+step, and both sides run once before they are timed. What the machine could do at most: ``roofline.py``; what a draw
+takes of a step: ``draws.py``.
 """
 
 import statistics
@@ -14,6 +15,7 @@ import torch
 import transformers
 
 from rheostat.adapters.token import AdaptiveDecoding, TokenAdapter, TokenConfig
+from rheostat.bench.draws import bench_draws
 from rheostat.bench.roofline import bench_roofline
 from rheostat.bench.rows import row
 from rheostat.console import Console
@@ -93,9 +95,10 @@ def bench_engine(model: str, repeats: int, console: Console) -> dict[str, Any]:
         pairs = [ours / peers for ours, peers in zip(rates["local"], rates["generate"], strict=True)]
         ratios[f"{case}: local/generate"] = round(statistics.median(pairs), 3)
     adapted_rows, adapted_ratios = _adapted(engine, cases[f"uniform {_ROWS}"][0], repeats, console)
-    roofline_rows, roofline_ratios = bench_roofline(engine, repeats, console)
-    rows += adapted_rows + roofline_rows
-    ratios |= adapted_ratios | roofline_ratios
+    rows, ratios = rows + adapted_rows, ratios | adapted_ratios
+    for measure in (bench_draws, bench_roofline):
+        more_rows, more_ratios = measure(engine, repeats, console)
+        rows, ratios = rows + more_rows, ratios | more_ratios
     return {
         "bench": "engine",
         "machine": machine() | {"device": engine.info.device, "threads": engine.info.threads},

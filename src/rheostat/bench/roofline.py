@@ -103,7 +103,7 @@ def bench_roofline(
     bandwidth, rate = max(copies), max(value for values in rates.values() for value in values)
     found = [row("copy", [value / 1e9 for value in copies], "GB/s")]
     found += [row(f"matrices, {rows} rows", [v / 1e9 for v in values], "GFLOP/s") for rows, values in rates.items()]
-    context = len(engine.tokenizer(_prompt(0).text)["input_ids"]) + _TOKENS // 2
+    context = len(engine.tokenizer(numbered_prompt(0).text)["input_ids"]) + _TOKENS // 2
     ratios = {}
     for rows, seconds in steps.items():
         step = step_of(config, rows, context, engine.model.dtype.itemsize)
@@ -179,10 +179,11 @@ class _Clock:
 def step_seconds(engine: LocalEngine, rows: int) -> float:
     """The median step of ``rows`` different prompts; the prompts' own pass is left out."""
     clock = _Clock()
-    engine.generate([Request(_prompt(row), Strategy(), 0, 0, _TOKENS) for row in range(rows)], observer=clock)
+    engine.generate([Request(numbered_prompt(row), Strategy(), 0, 0, _TOKENS) for row in range(rows)], observer=clock)
     return statistics.median(b - a for a, b in zip(clock.times, clock.times[1:], strict=False))
 
 
-def _prompt(row: int) -> Prompt:
+def numbered_prompt(row: int) -> Prompt:
+    """Prompts of equal length for rows below 1,000, all different."""
     text = f"{row:03d} bottles of water stand on the table."
     return Prompt(text, text)

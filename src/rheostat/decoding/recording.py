@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rheostat.decoding.compiled_sampling import compiled_sampling
 from rheostat.decoding.policy import Decision, SamplingParameters, StepState
 from rheostat.decoding.sampling import argmax
 from rheostat.decoding.strategy import Order
@@ -59,6 +60,12 @@ def token_log_probabilities(
         statistics: of the rows, where they are known already.
     """
     statistics = statistics or row_statistics(logits_BV)
+    compiled = compiled_sampling(logits_BV)
+    if compiled is not None:
+        others_K = (parameters.temperature_K != 1) | parameters.truncates_K
+        log_p_SK = (logits_BV[row_S, token_S] - statistics.log_total_B[row_S])[:, None].repeat(1, len(parameters))
+        log_p_SK[:, others_K] = compiled.log_probabilities(logits_BV, row_S, token_S, parameters[others_K], order)
+        return log_p_SK
     row_R, of_S = torch.unique(row_S, return_inverse=True)
     logit_S = logits_BV[row_S, token_S].float()
     log_p_SK = torch.full((len(row_S), len(parameters)), -torch.inf, device=logits_BV.device)

@@ -1,7 +1,8 @@
 """Draw one token per sequence by inverse CDF, in vocabulary order, without sorting the vocabulary.
 
-On a GPU with Triton, :mod:`rheostat.decoding.triton_sampling` draws. Elsewhere greedy sequences take the argmax, and
-untruncated ones walk a two-level sum over blocks of the vocabulary. Truncated ones draw among the tokens that
+On a GPU with Triton, :mod:`rheostat.decoding.triton_sampling` draws, on a CPU with a compiler
+:mod:`rheostat.decoding.compiled_sampling`. Elsewhere torch does: greedy sequences take the argmax, untruncated ones
+walk a two-level sum over blocks of the vocabulary, and truncated ones draw among the tokens that
 :mod:`rheostat.decoding.support` finds. Sequences that share a row and a parameter set share the distribution.
 """
 
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rheostat.decoding.compiled_sampling import compiled_sampling
 from rheostat.decoding.policy import Decision, SamplingParameters
 from rheostat.decoding.strategy import Order, Strategy
 from rheostat.decoding.support import supports, take_rows
@@ -43,7 +45,11 @@ def draw(
         The smallest token whose cumulative probability in vocabulary order exceeds the uniform; for greedy
         sequences the argmax (the lowest index among ties).
     """
-    kernel = _kernel(logits_BV.device) if logits_BV.is_cuda else None
+    if logits_BV.is_cuda:
+        kernel = _kernel(logits_BV.device)
+    else:
+        compiled = compiled_sampling(logits_BV)
+        kernel = None if compiled is None else compiled.draw
     if kernel is not None:
         return kernel(logits_BV, row_S, decision, uniform_S, order)
     sets = len(decision.parameters)

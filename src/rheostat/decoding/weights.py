@@ -1,18 +1,15 @@
 """What a temperature makes of a whole vocabulary: weights, by way of their sums over blocks of tokens."""
 
-import ctypes
 import math
-from collections.abc import Callable
-from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rheostat.compiled import library
+from rheostat.decoding.compiled_sampling import compiled_sampling
 from rheostat.decoding.support import take_rows
 
-BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums; weights.c has it, too
+BLOCK = 256  # tokens summed at once: a vocabulary of 50,000 has 200 block sums
 _ROWS = 16  # rows that torch weighs at once: 16 of 50,000 numbers stay in a processor's cache
 
 
@@ -21,12 +18,7 @@ def weigh(
 ) -> tuple[Float[Tensor, " D"], Float[Tensor, "D N"]]:
     """Of D pairs of a row and a temperature above zero: the row's largest logit, and exp((logit − largest) / T) summed
     over each block of tokens, in float32.
-
-    On a CPU it is compiled C, which reads a row twice; torch goes over it five times.
     """
-    compiled = _compiled(logits_BV)
-    if compiled is not None:
-        return compiled(logits_BV, row_D, _scale(temperature_D), None)
     at_once = _ROWS if logits_BV.device.type == "cpu" else max(1, len(row_D))
     parts = [
         _weighed(take_rows(logits_BV, row_R), temperature_R)
@@ -37,14 +29,9 @@ def weigh(
 
 def entropies(logits_BV: Float[Tensor, "B V"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """Of each row: the largest logit, Σ exp(logit − largest), and the entropy in nats, in float32."""
-    compiled = _compiled(logits_BV)
+    compiled = compiled_sampling(logits_BV)
     if compiled is not None:
-        rows = torch.arange(len(logits_BV))
-        moment_B = torch.empty(len(rows), dtype=torch.float64)
-        largest_B, sum_BN = compiled(logits_BV, rows, _scale(torch.ones(len(rows))), moment_B)
-        total_B = sum_BN.sum(-1)
-        entropy_B = total_B.log() - (moment_B * math.log(2) / total_B).float()
-        return largest_B, total_B, entropy_B.clamp(min=0)
+        return compiled.entropies(logits_BV)
     parts = []
     for chunk_RV in torch.split(logits_BV.float(), _ROWS):
         largest_R = chunk_RV.amax(-1)
@@ -86,32 +73,3 @@ def _weighed(logits_RV: Tensor, temperature_R: Tensor) -> tuple[Tensor, Tensor]:
     torch.sub(logits_RV, largest_R[:, None], out=scaled_RV)
     exponentiate(scaled_RV, temperature_R[:, None], out=scaled_RV)
     return largest_R, weight_RV.view(rows, -1, BLOCK).sum(-1)
-
-
-def _compiled(logits_BV: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """The compiled function, for float32 logits on a CPU whose rows are dense."""
-    if logits_BV.device.type != "cpu" or logits_BV.dtype != torch.float32 or logits_BV.stride(1) != 1:
-        return None
-    return _function()
-
-
-@cache
-def _function() -> Callable[..., tuple[Tensor, Tensor]] | None:
-    found = library("rheostat.decoding", "weights.c")
-    if found is None:
-        return None
-    function = found.weigh
-    function.argtypes = [ctypes.c_int] + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 6
-    function.restype = None
-
-    def run(logits_BV: Tensor, row_D: Tensor, scale_D: Tensor, moment_D: Tensor | None) -> tuple[Tensor, Tensor]:
-        vocabulary = logits_BV.shape[1]
-        row_D, scale_D = row_D.contiguous(), scale_D.contiguous()
-        largest_D = torch.empty(len(row_D))
-        sum_DN = torch.empty(len(row_D), -(-vocabulary // BLOCK))
-        tensors = (logits_BV, row_D, scale_D, largest_D, sum_DN)
-        pointers = [tensor.data_ptr() for tensor in tensors] + [None if moment_D is None else moment_D.data_ptr()]
-        function(torch.get_num_threads(), len(row_D), vocabulary, logits_BV.stride(0), *pointers)
-        return largest_D, sum_DN
-
-    return run
