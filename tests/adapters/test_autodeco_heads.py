@@ -100,6 +100,17 @@ def test_tokens_are_drawn_from_the_distribution_of_their_row(order: Order) -> No
     assert ((p_BV > 0).sum(1) < V).any()  # top-p cuts
 
 
+def test_a_saturated_head_keeps_one_token() -> None:
+    """A sigmoid of less than -104 is 0 in float32, and a top-p of 0 would keep none, or all."""
+    state, adapter = state_of(), heads()
+    torch.nn.init.constant_(adapter.top_p_output.bias, -300)
+    uniform_S, decision = torch.full((len(state.row_S),), 0.9, dtype=torch.float64), AutoDecoding(adapter).decide(state)
+    assert bool((decision.parameters.top_p_K > 0).all())
+    for order in Order:
+        token_S = draw(state.logits_BV, state.row_S, decision, uniform_S, order)
+        assert torch.equal(token_S, state.logits_BV.argmax(1)[state.row_S])
+
+
 def test_it_drives_the_decode_loop_and_draws_do_not_depend_on_the_batch() -> None:
     engine = FakeEngine(hidden_size=H)
     requests = [Request(Prompt(text, text), None, sample, 0, 6) for text in ("12", "a") for sample in range(5)]

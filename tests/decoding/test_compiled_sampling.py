@@ -1,6 +1,7 @@
 """The sampler in C against the reference, on whole vocabularies, and on logits that nobody should send."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ SOME = (
 
 
 def compiled() -> CompiledSampling:
-    found = compiled_sampling(torch.zeros(1, 1))
+    found = compiled_sampling(torch.zeros(1, 1, dtype=torch.float32))
     assert found is not None
     return found
 
@@ -36,6 +37,7 @@ def large_logits(kind: str) -> Tensor:
         "ties": ties_V,
         "equal": torch.zeros(SIZE),
         "rising": some_logits(SIZE, 3.0, 5, rounded=False).sort().values,
+        "organ pipe": some_logits(SIZE, 3.0, 5, rounded=False).sort().values[torch.arange(SIZE).sub(SIZE // 2).abs()],
         "falling": some_logits(SIZE, 3.0, 5, rounded=False).sort(descending=True).values,
         "signed zeros": torch.where(ties_V > 0, -0.0, torch.where(ties_V == 0, 0.0, ties_V)),
         "mostly impossible": torch.where(torch.arange(SIZE) % 601 == 7, ties_V, -torch.inf),
@@ -43,7 +45,9 @@ def large_logits(kind: str) -> Tensor:
 
 
 @pytest.mark.parametrize("order", Order)
-@pytest.mark.parametrize("kind", [*SPREADS, "ties", "equal", "rising", "falling", "signed zeros", "mostly impossible"])
+@pytest.mark.parametrize(
+    "kind", [*SPREADS, "ties", "equal", "rising", "organ pipe", "falling", "signed zeros", "mostly impossible"]
+)
 def test_whole_vocabularies_to_float64(kind: str, order: Order) -> None:
     """Draws differ from the reference's only where rounding in float64 decides, and supports nowhere."""
     logits_BV, parameters = large_logits(kind)[None], SamplingParameters.of(SOME)
@@ -112,6 +116,51 @@ def test_thresholds_lie_between_the_right_float32_numbers(largest: float, temper
         kept_AV = transform(logits_V.expand(len(strategies), -1), parameters, Order.VLLM) > 0
         assert torch.equal(log_p_SA.T.isfinite(), kept_AV)
         assert 0 < int(kept_AV[1:, 1:-1].sum()) < 14
+
+
+@pytest.mark.parametrize(
+    ("strategy", "logits"),
+    [
+        (Strategy(1e46), [0.0, 1.0, -math.inf]),  # 1 / T is 0 in float32
+        (Strategy(1e46, 2), [0.0, 1.0, -math.inf]),
+        (Strategy(1e-320), [0.0, -1e-45]),  # infinite
+        (Strategy(1e44), [3e38, -3e38, 0.0]),
+        (Strategy(1.3, min_p=9.797783966128938e-05), [12.0, 0.0, -0.0]),  # 12 + T log(min-p) is 0 but for rounding
+        (Strategy(1.0, None, 1e-300), [1.0, 1.0, 0.5]),
+        (Strategy(1.0, None, 0.5, 1.0), [1.0, 1.0, 0.5]),
+        (Strategy(1.0, 3), [0.1, 0.2, 0.3]),
+    ],
+    ids=str,
+)
+def test_the_ends_of_what_float32_and_float64_tell_apart(strategy: Strategy, logits: list[float]) -> None:
+    logits_BV, parameters = torch.tensor([logits]), SamplingParameters.of([strategy])
+    token_S = torch.arange(len(logits), dtype=torch.int32)  # not the type that C reads
+    for order in Order:
+        log_p_S = compiled().log_probabilities(logits_BV, 0 * token_S, token_S, parameters, order).squeeze(1)
+        torch.testing.assert_close(log_p_S.double(), transform(logits_BV, parameters, order)[0].log())
+
+
+def test_a_nucleus_holds_a_token_at_least() -> None:
+    """No strategy has a top-p of 0."""
+    sets = replace(SamplingParameters.of([Strategy(1.0, None, 0.5)]), top_p_K=torch.zeros(1, dtype=torch.float64))
+    logits_BV, zeros_S = torch.tensor([[0.0, 1.0, 0.5]]), torch.zeros(3, dtype=torch.int64)
+    log_p_S = compiled().log_probabilities(logits_BV, zeros_S, torch.arange(3), sets, Order.VLLM).squeeze(1)
+    assert log_p_S.tolist() == [-math.inf, 0.0, -math.inf]
+
+
+def test_the_default_type_of_tensors_does_not_matter() -> None:
+    """Whoever loads a model with transformers changes it for the process meanwhile."""
+    logits_BV, parameters = some_logits(300, 2.0, 1, rounded=False)[None], SamplingParameters.of(SOME)
+    token_S = torch.arange(300)
+    before = compiled().log_probabilities(logits_BV, 0 * token_S, token_S, parameters, Order.VLLM)
+    entropies = compiled().entropies(logits_BV)
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = compiled().log_probabilities(logits_BV, 0 * token_S, token_S, parameters, Order.VLLM)
+        assert torch.equal(after, before)
+        assert all(map(torch.equal, compiled().entropies(logits_BV), entropies))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("order", Order)

@@ -114,5 +114,7 @@ class AutoDecoding:
         if not bool((temperature_B + top_p_B).isfinite().all()):
             raise AdapterError("AutoDeco's temperatures are not finite: its weights or the hidden states are damaged")
         plain = self._plain[torch.zeros(len(temperature_B), dtype=torch.int64, device=temperature_B.device)]
-        parameters = replace(plain, temperature_K=temperature_B.double(), top_p_K=top_p_B.double())
+        # a top-p of 0, which a saturated head gives, would hold no token
+        top_p_B = top_p_B.double().clamp(min=torch.finfo(torch.float64).tiny)
+        parameters = replace(plain, temperature_K=temperature_B.double(), top_p_K=top_p_B)
         return Decision(parameters, state.row_S)

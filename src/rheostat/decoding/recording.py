@@ -64,7 +64,8 @@ def token_log_probabilities(
     if compiled is not None:
         others_K = (parameters.temperature_K != 1) | parameters.truncates_K
         log_p_SK = (logits_BV[row_S, token_S] - statistics.log_total_B[row_S])[:, None].repeat(1, len(parameters))
-        log_p_SK[:, others_K] = compiled.log_probabilities(logits_BV, row_S, token_S, parameters[others_K], order)
+        if bool(others_K.any()):
+            log_p_SK[:, others_K] = compiled.log_probabilities(logits_BV, row_S, token_S, parameters[others_K], order)
         return log_p_SK
     row_R, of_S = torch.unique(row_S, return_inverse=True)
     logit_S = logits_BV[row_S, token_S].float()

@@ -1,5 +1,6 @@
 /* One token per sequence by inverse CDF in vocabulary order, and what is recorded of it: what compiled_sampling.py
- * compiles, for a CPU. Supports and draws are computed in float64, what is recorded as float32 in float32.
+ * compiles, for a CPU. Supports and draws are computed in float64; what is recorded, as float32, in float32 where that
+ * goes over a whole row.
  *
  * Every truncation keeps a prefix of the tokens sorted by logit, so that a support is a threshold, and the place from
  * which tokens that tie with it count. Blocks whose largest logit lies below the threshold are never looked into. */
@@ -26,12 +27,12 @@ typedef struct {
     int64_t from;
 } Support;
 
-static inline double exact_power_of_two(double x) { /* x <= 0; to 1e-16 (1 - x), and 0 below 2^-1021 */
+static inline double exact_power_of_two(double x) { /* x <= 0; to 1e-16 (5 - x), and 0 below 2^-1021 */
     const double shift = 6755399441055744.; /* 1.5 * 2^52: what is added to it is rounded, into its lowest bits */
     const double y = x < -1021. ? -1021. : x;
     union { double number; int64_t bits; } whole = {y + shift}, scale;
     const double rest = y - (whole.number - shift);
-    double p = 7.072585949269223e-09; /* meets 2^rest at the Chebyshev nodes between -1/2 and 1/2: within 4e-16 */
+    double p = 7.072585949269223e-09; /* meets 2^rest at the Chebyshev nodes between -1/2 and 1/2 */
     p = p * rest + 1.0208690299958306e-07;
     p = p * rest + 1.321544258792169e-06;
     p = p * rest + 1.5252657260200837e-05;
@@ -113,13 +114,22 @@ static void partition(float *x, int64_t low, int64_t high, float pivot, int64_t 
     *equal = low, *below = end;
 }
 
-static inline float middle_of(float a, float b, float c) {
+/* The middle of three numbers from places that no order of the numbers is likely to be about: logits that rise and then
+ * fall make the first, the middle and the last of them a bad choice every time. */
+static float pivot_of(const float *x, int64_t low, int64_t high) {
+    uint64_t mixed = (uint64_t)(high - low);
+    float three[3];
+    for (int i = 0; i < 3; i++) {
+        mixed = mixed * 6364136223846793005u + 1442695040888963407u;
+        three[i] = x[low + (int64_t)((mixed >> 33) % (uint64_t)(high - low))];
+    }
+    const float a = three[0], b = three[1], c = three[2];
     return a < b ? (b < c ? b : a < c ? c : a) : (a < c ? a : b < c ? c : b);
 }
 
 static float kth_largest(float *x, int64_t count, int64_t k) {
     for (int64_t low = 0, high = count, equal, below;;) {
-        const float pivot = middle_of(x[low], x[(low + high) / 2], x[high - 1]);
+        const float pivot = pivot_of(x, low, high);
         partition(x, low, high, pivot, &equal, &below);
         if (k <= equal) high = equal;
         else if (k > below) low = below;
@@ -150,7 +160,7 @@ static int64_t gather(const Row *row, float least) {
 /* Cuts a support, of which all tokens from its threshold on count, to the largest that hold a share of its mass: of
  * tokens that tie, those with the highest index. */
 static Support nucleus(const Row *row, Support support, double share) {
-    const double target = share * sum_blocks(row, support);
+    const double target = (share > DBL_MIN ? share : DBL_MIN) * sum_blocks(row, support); /* at least one token */
     float least;
     int64_t count;
     for (int64_t peaks = FIRST_PEAKS;; peaks *= 8) {
@@ -161,7 +171,7 @@ static Support nucleus(const Row *row, Support support, double share) {
     double above = 0;
     for (int64_t low = 0, high = count, equal, below; low < high;) {
         float *x = row->candidate;
-        const float pivot = middle_of(x[low], x[(low + high) / 2], x[high - 1]);
+        const float pivot = pivot_of(x, low, high);
         partition(x, low, high, pivot, &equal, &below);
         const double more = above + mass(row, x + low, equal - low, -INFINITY), own = weight(row, pivot, -INFINITY);
         if (more >= target) {
@@ -180,11 +190,28 @@ static Support nucleus(const Row *row, Support support, double share) {
     return (Support){least, 0}; /* rounding: all of them */
 }
 
-/* The least logit that min-p keeps. */
+/* Numbers as integers in the same order. */
+static inline float number_of(int64_t key) {
+    const int32_t rising = (int32_t)key;
+    union { int32_t bits; float number; } x = {rising ^ (rising >> 31 & 0x7fffffff)};
+    return x.number;
+}
+
+static inline int64_t key_of(float number) {
+    union { float number; int32_t bits; } x = {number};
+    return x.bits ^ (x.bits >> 31 & 0x7fffffff);
+}
+
+/* The least logit that min-p keeps: bisected, since rounding in float64 decides, which rises with the logit. */
 static float min_p_threshold(const Row *row, double temperature, double min_p) {
     const double limit = log(min_p);
-    const float x = (float)(row->most + temperature * limit); /* the one below is too small by half its distance */
-    return (x - row->most) / temperature >= limit ? x : nextafterf(x, INFINITY);
+    int64_t below = key_of(-INFINITY), least = key_of((float)row->most);
+    while (least - below > 1) {
+        const int64_t middle = below + (least - below) / 2;
+        if ((number_of(middle) - row->most) / temperature >= limit) least = middle;
+        else below = middle;
+    }
+    return number_of(least);
 }
 
 /* The least logit within so many standard deviations (of the finite logits) of the largest. */
@@ -254,15 +281,17 @@ static Support settle(Row *row, const Sets *sets, int64_t set) {
     return support;
 }
 
-/* Bytes of scratch memory that each thread needs. */
-int64_t scratch(int64_t vocabulary) {
+static inline int64_t bytes_of_scratch(int64_t vocabulary) {
     const int64_t blocks = (vocabulary + BLOCK - 1) / BLOCK;
     return (blocks * (sizeof(double) + sizeof(float) + BLOCK * sizeof(float)) + 63) / 64 * 64;
 }
 
+/* Bytes of memory that each thread needs. */
+int64_t scratch(int64_t vocabulary) { return bytes_of_scratch(vocabulary); }
+
 static Row row_of(const float *logit, int64_t vocabulary, char *memory) {
     const int64_t blocks = (vocabulary + BLOCK - 1) / BLOCK;
-    double *sum = (double *)(memory + omp_get_thread_num() * scratch(vocabulary));
+    double *sum = (double *)(memory + omp_get_thread_num() * bytes_of_scratch(vocabulary));
     float *peak = (float *)(sum + blocks);
     Row row = {logit, vocabulary, blocks, 0, 0, peak, peak + blocks, sum};
     row.most = find_peaks(&row);
@@ -306,7 +335,7 @@ static double rough_mass(const float *logit, int64_t size, float most, float sca
             for (int i = 0; i < count; i++) {
                 const float x = (logit[begin + i] - most) * scale, own = power_of_two(x);
                 sum += own;
-                product += own * (x < -126.f ? -126.f : x); /* of -inf, too: 0 */
+                product += own * (x < -126.f ? -126.f : x); /* keeps 0 times -inf out */
             }
             *moment += product;
         } else {
@@ -319,9 +348,9 @@ static double rough_mass(const float *logit, int64_t size, float most, float sca
 }
 
 static double log_of_mass(const Row *row, Support support) {
-    if (support.least > -INFINITY) return log(sum_blocks(row, support));
-    const float scale = row->scale < FLT_MAX ? (float)row->scale : FLT_MAX;
-    return log(rough_mass(row->logit, row->size, (float)row->most, scale, NULL));
+    const int is_whole = support.least == -INFINITY, fits = row->scale > 1e-30 && row->scale < 1e30; /* float32 */
+    return log(is_whole && fits ? rough_mass(row->logit, row->size, (float)row->most, (float)row->scale, NULL)
+                                : sum_blocks(row, support));
 }
 
 /* Of each sequence its token's log-probability under every set, -inf where it is excluded; `order` sorts by row. */
@@ -352,18 +381,15 @@ void log_probabilities(int64_t threads, int64_t vocabulary, int64_t stride, cons
 }
 
 /* Of each row: the largest logit, the sum of exp(logit - largest), and the entropy in nats. */
-void entropies(int64_t threads, int64_t vocabulary, int64_t stride, const float *logits, int64_t rows, float *largest,
-               float *totals, float *results) {
+void entropies(int64_t threads, int64_t vocabulary, int64_t stride, const float *logits, char *memory, int64_t rows,
+               float *largest, float *totals, float *results) {
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (int64_t n = 0; n < rows; n++) {
-        const float *logit = logits + n * stride;
-        float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < vocabulary; i++) most = logit[i] > most ? logit[i] : most;
+        const Row row = row_of(logits + n * stride, vocabulary, memory);
         double moment = 0;
-        const double total = rough_mass(logit, vocabulary, most, (float)LOG2_E, &moment);
-        largest[n] = most, totals[n] = (float)total;
+        const double total = rough_mass(row.logit, vocabulary, (float)row.most, (float)LOG2_E, &moment);
         const double entropy = log(total) - moment / LOG2_E / total;
-        results[n] = entropy > 0 ? (float)entropy : 0.f;
+        largest[n] = (float)row.most, totals[n] = (float)total;
+        results[n] = entropy < 0 ? 0.f : (float)entropy;
     }
 }
