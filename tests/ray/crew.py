@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ class Unlucky(FakeEngine):
         except FileExistsError:
             return False
         return True
+
+
+def another_dtype(folder: Path) -> FakeEngine:
+    """An engine that differs from the first in the same folder."""
+    engine = Unlucky(folder, "never")
+    if not engine._is_first():
+        engine.info = replace(engine.info, dtype="bfloat16")
+    return engine
 
 
 def missing_model() -> FakeEngine:

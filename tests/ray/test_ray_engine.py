@@ -90,6 +90,11 @@ def test_two_workers_write_what_one_process_writes(opened: Open, tmp_path: Path)
     assert np.allclose(seen.mean_N(len(requests)), expected.mean_N(len(requests)))
 
 
+def test_engines_that_differ_are_refused(opened: Open, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"different engines, whose dtype is bfloat16 or float32: give all of them"):
+        opened(partial(crew.another_dtype, tmp_path))
+
+
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_a_worker_that_ends_is_replaced_and_nothing_is_lost(
     end: str, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

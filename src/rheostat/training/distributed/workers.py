@@ -133,6 +133,15 @@ class _Member:
     place: tuple[int, str] | None = None
 
 
+def _difference(infos: Sequence[EngineInfo]) -> str | None:
+    """What engines differ in, whose rollouts would then not be those of one; their names for the model do not count."""
+    for name in ("fingerprint", "kind", "dtype", "device", "threads", "kernels"):
+        values = sorted({str(getattr(info, name)) for info in infos})
+        if len(values) > 1:
+            return f"engines, whose {name} is {' or '.join(values)}: give all of them the same model and hardware"
+    return None
+
+
 class RayEngine:
     """Engines on a Ray cluster behind the protocol of one (:class:`rheostat.engines.base.Engine`).
 
@@ -144,7 +153,8 @@ class RayEngine:
         address: of a cluster, like ``auto`` or ``ray://host:10001``; None starts one here, which ends with this.
 
     Raises:
-        ConfigError: no Ray, another version of it or of rheostat, nobody at the address, or too few resources.
+        ConfigError: no Ray, another version of it or of rheostat, nobody at the address, too few resources, or engines
+            that differ.
         RheostatError: what opening an engine raises there.
     """
 
@@ -169,11 +179,12 @@ class RayEngine:
             self.close()
             raise
         versions = {own for own, _, _ in found} | {version("rheostat")}
+        difference = _difference([info for _, info, _ in found])
         if len(versions) > 1:
+            difference = f"versions of rheostat: {', '.join(sorted(versions))}"
+        if difference:
             self.close()
-            raise ConfigError(
-                f"--workers: the nodes have different versions of rheostat: {', '.join(sorted(versions))}"
-            )
+            raise ConfigError(f"--workers: the nodes have different {difference}")
         _, self.info, self.chat_template = found[0]
 
     def __enter__(self) -> Self:
