@@ -294,13 +294,13 @@ class DemoConfig(RunConfig):
         ("demo",),
         description="action space: demo (what 'rheostat select' chose for it), a table of the paper, or strategies",
     )
-    problems: Splits = Field(Splits(train=780, validation=240, test=600), description="problems of each split")
+    problems: Splits = Field(Splits(train=1200, validation=360, test=1200), description="problems of each split")
     token: TokenLevel = Field(
         TokenLevel(
             budgets=(1, 8),
             steps=24,
             validate_every=12,
-            problems=Splits(train=240, validation=40, test=64),
+            problems=Splits(train=240, validation=40, test=160),
         ),
         description="the token level",
     )
