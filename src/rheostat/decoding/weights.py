@@ -54,12 +54,9 @@ def exponentiate(
     By way of exp2: on CPUs torch's exp takes three times as long, and twenty times as long where results have less than
     the smallest normal number, as most tokens of a vocabulary have at low temperatures.
     """
-    return torch.mul(below_RV, _scale(temperature), out=out).exp2_()
-
-
-def _scale(temperature: Tensor) -> Tensor:
     # T stays a float32 above zero, so that the smallest T cannot give 0 / 0
-    return math.log2(math.e) / temperature.float().clamp(min=torch.finfo(torch.float32).tiny)
+    scale = math.log2(math.e) / temperature.float().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.mul(below_RV, scale, out=out).exp2_()
 
 
 def _weighed(logits_RV: Tensor, temperature_R: Tensor) -> tuple[Tensor, Tensor]:

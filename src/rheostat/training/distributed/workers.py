@@ -12,7 +12,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -135,10 +135,10 @@ class _Member:
 
 def _difference(infos: Sequence[EngineInfo]) -> str | None:
     """What engines differ in, whose rollouts would then not be those of one; their names for the model do not count."""
-    for name in ("fingerprint", "kind", "dtype", "device", "threads", "kernels"):
-        values = sorted({str(getattr(info, name)) for info in infos})
-        if len(values) > 1:
-            return f"engines, whose {name} is {' or '.join(values)}: give all of them the same model and hardware"
+    for field in fields(EngineInfo):
+        values = sorted({str(getattr(info, field.name)) for info in infos})
+        if len(values) > 1 and field.name != "model":
+            return f"engines, whose {field.name} is {' or '.join(values)}: give all of them the same model and hardware"
     return None
 
 
@@ -179,9 +179,10 @@ class RayEngine:
             self.close()
             raise
         versions = {own for own, _, _ in found} | {version("rheostat")}
-        difference = _difference([info for _, info, _ in found])
         if len(versions) > 1:
-            difference = f"versions of rheostat: {', '.join(sorted(versions))}"
+            difference: str | None = f"versions of rheostat: {', '.join(sorted(versions))}"
+        else:
+            difference = _difference([info for _, info, _ in found])
         if difference:
             self.close()
             raise ConfigError(f"--workers: the nodes have different {difference}")
